@@ -1,0 +1,40 @@
+"""natwise: what a model learns from its data, in nats.
+
+The rooms (`natwise.structure`, `natwise.samples`, …) are named by the question they answer and load on first use;
+importing natwise itself imports neither NumPy nor torch.
+"""
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+__version__ = metadata.version("natwise")
+
+_ROOMS = (
+    "audit",
+    "core",
+    "datasets",
+    "registry",
+    "report",
+    "reproduce",
+    "result",
+    "samples",
+    "structure",
+    "testing",
+)
+
+__all__ = ["Result", "__version__", *_ROOMS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Result":
+        from natwise.result import Result
+
+        return Result
+    if name in _ROOMS:
+        return importlib.import_module(f"natwise.{name}")
+    raise AttributeError(f"module 'natwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

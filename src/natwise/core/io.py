@@ -1,0 +1,76 @@
+"""Files that are written whole or not at all, and archives that are read without running code."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+MAX_ARCHIVE_BYTES = 16 * 2**30
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
+
+    When the block raises, or the process is killed, `path` keeps its old content (or stays absent). The parent
+    folder is made when it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Write `content` to `path` atomically, as UTF-8 with the line ends it has."""
+    write_bytes(path, content.encode("utf-8", errors="backslashreplace"))
+
+
+def load_npz(
+    path: str | os.PathLike[str], *, max_bytes: int = MAX_ARCHIVE_BYTES
+) -> dict[str, np.ndarray]:
+    """Read the arrays of an `.npz` file without unpickling.
+
+    Raises `OSError` when the file cannot be read, and `ValueError` naming the file when it is no archive, is
+    damaged, holds Python objects, or would unpack to more than `max_bytes`.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > max_bytes:
+            raise ValueError(
+                f"it unpacks to {unpacked:,} bytes, more than the limit of {max_bytes:,}"
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged input
+        raise ValueError(f"{path} is no readable .npz file: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,38 @@
+"""Files under ``$NATWISE_DATA``: real data that natwise may use but does not ship."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ENVIRONMENT_VARIABLE = "NATWISE_DATA"
+
+
+class DataNotFoundError(FileNotFoundError):
+    """A study or test needs a local data file that is not here; the message names it."""
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the path of a local data file such as ``"tabular/big5_first1000.npz"``.
+
+    Parameters
+    ----------
+    name : str
+        Path relative to the data folder.
+    data_dir : path, optional
+        The data folder. Default: the environment variable ``NATWISE_DATA``.
+
+    Raises
+    ------
+    DataNotFoundError
+        If no folder is given, or the file is not in it; the message names the file.
+    """
+    folder = data_dir or os.environ.get(ENVIRONMENT_VARIABLE)
+    if not folder:
+        raise DataNotFoundError(
+            f"{name} is needed: set {ENVIRONMENT_VARIABLE} to the folder that holds it"
+        )
+    path = Path(folder) / name
+    if not path.is_file():
+        raise DataNotFoundError(f"{name} is needed but is not in {folder}")
+    return path

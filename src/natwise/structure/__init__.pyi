@@ -1,0 +1,5 @@
+from .linear_corex import (
+    LinearCorEx as LinearCorEx,
+    corex_moments as corex_moments,
+    select_n_components as select_n_components,
+)
