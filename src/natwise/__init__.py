@@ -5,10 +5,7 @@ importing natwise itself imports neither NumPy nor torch.
 """
 
 import importlib
-from importlib import metadata
 from typing import Any
-
-__version__ = metadata.version("natwise")
 
 _ROOMS = (
     "audit",
@@ -27,6 +24,10 @@ __all__ = ["Result", "__version__", *_ROOMS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("natwise")
     if name == "Result":
         from natwise.result import Result
 

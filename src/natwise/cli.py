@@ -1,5 +1,166 @@
-"""cli."""
+"""The command line: parse, call, print. Data goes to stdout, progress and errors to stderr.
+
+Exit codes: 0 fine; 1 a claim missed its tolerance; 2 bad input. Errors are one line; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_UsageError: Any = typer.BadParameter.__base__  # typer does not export it by name
+
+app = typer.Typer(
+    name="natwise",
+    help="What does a model learn from its data? Audits a labelled data set; re-measures published methods.",
+    epilog="--debug, anywhere, shows the traceback of an error.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.command()
+def audit(
+    data: Annotated[Path | None, typer.Argument(help="A CSV, Parquet or NPZ file.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="The column with the labels.")] = None,
+    group: Annotated[str | None, typer.Option(help="A column with the site or group of each row.")] = None,
+    id: Annotated[str | None, typer.Option(help="A column with the name of each row.")] = None,
+    time: Annotated[str | None, typer.Option(help="A column with the date of each row.")] = None,
+    test: Annotated[Path | None, typer.Option(help="A second file, checked for overlap with the first.")] = None,
+    target: Annotated[float | None, typer.Option(help="The accuracy to aim for, such as 0.95.")] = None,
+    minutes: Annotated[float, typer.Option(help="Time to stay within; decimals are kept.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="The folder for report.html, audit.csv and audit.safetensors.")] = Path(
+        "audit"
+    ),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same audit.")] = 0,
+    demo: Annotated[bool, typer.Option("--demo", help="Audit digits with 10 % planted wrong labels.")] = False,
+) -> None:
+    """Say what is wrong with a labelled data set: one report, one table."""
+    from natwise import audit as audits
+    from natwise.datasets import bundled, tables
+
+    if demo == (data is not None):
+        raise ValueError("give either a data file with --label, or --demo")
+    if demo:
+        table = bundled.demo(random_state=seed)
+    elif label is None:
+        raise ValueError("--label is needed: the name of the column with the labels")
+    else:
+        table = tables.load_table(data, label=label, group=group, id=id, time=time, test=test)
+    options = {} if target is None else {"target": target}
+    answer = audits.run(table, minutes=minutes, random_state=seed, **options)
+    answer.save(out)
+    for line in answer.summary:
+        print(line)
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def reproduce(
+    context: typer.Context,
+    key: Annotated[str | None, typer.Argument(help="A method, as room.method.", show_default=False)] = None,
+    all_methods: Annotated[bool, typer.Option("--all", help="Every method that is built.")] = False,
+    claim: Annotated[str | None, typer.Option(help="Only this claim.")] = None,
+    scale: Annotated[str, typer.Option(help="ci (a minute), small (ten minutes) or paper (a GPU).")] = "ci",
+    seed: Annotated[int, typer.Option(help="The seed of every study.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, or cuda.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished results though the code changed.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder of the gallery.")] = Path("runs"),
+) -> None:
+    """Re-measure the claims of a method's paper and write the gallery."""
+    from natwise import reproduce as reproduction
+
+    if all_methods == (key is not None):
+        raise ValueError("give either a method as room.method, or --all")
+    claims = reproduction.plan(None if all_methods else [str(key)], claim=claim, scale=scale)
+    measured = []
+    for measurement in reproduction.measure(
+        claims, out=out, scale=scale, seed=seed, device=device, resume=resume, raise_errors=context.obj
+    ):
+        print(measurement, flush=True)
+        measured.append(measurement)
+        reproduction.write_gallery(out, measured)
+    print(f"gallery: {out / 'index.html'}")
+    verdicts = {measurement.verdict for measurement in measured}
+    if verdicts == {reproduction.NOT_RUN}:
+        raise ValueError("no claim could be run; see the reasons above")
+    raise typer.Exit(int(bool(verdicts & {reproduction.MISSED, reproduction.FAILED})))
+
+
+@app.command("list")
+def list_methods(
+    room: Annotated[str | None, typer.Option(help="Only the methods of this room.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON list of objects.")] = False,
+) -> None:
+    """List the methods and their state."""
+    from natwise import registry
+
+    if room is not None:
+        from natwise.core.validation import check_option  # imports numpy: only when needed
+
+        check_option("--room", room, registry.ROOMS)
+    cards = [card for card in registry.cards() if room in (None, card.room)]
+    if as_json:
+        print(json.dumps([card.to_dict() for card in cards], indent=2, ensure_ascii=False))
+        return
+    width = max(len(card.key) for card in cards)
+    for card in cards:
+        print(f"{card.key:{width}}  {card.state:7}  {card.summary}")
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="A method, as room.method.")],
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Only the paper's BibTeX entry.")] = False,
+) -> None:
+    """Show one method: what it answers, its paper, its public names and its claims."""
+    from natwise import registry
+
+    card = registry.card(key)
+    if bibtex:
+        if not card.paper.get("bibtex"):
+            raise ValueError(f"{key} is announced but not built yet; it has no BibTeX entry")
+        print(card.paper["bibtex"].strip())
+        return
+    print(f"{card.title} ({card.key}, {card.state})\n{card.summary}\n")
+    print(_citation(card.paper))
+    if card.exports:
+        print(f"\nfrom natwise.{card.room} import {', '.join(card.exports)}")
+    for claim in card.claims:
+        print(f"\n{claim.id}: {claim.metric} {claim.expect}")
+        print(f"  {claim.source}; published: {claim.published}; scales: {', '.join(claim.scale)}")
+    if card.folder is not None:
+        print(f"\npage: {card.folder / 'page.md'}")
 
 
 def main() -> None:
-    """Run."""
+    """Run the command line and exit with its code; every error is one line on stderr."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments or ["--help"], prog_name="natwise", standalone_mode=False, obj=debug)
+    except (_UsageError, ValueError, TypeError, OSError) as error:
+        if debug:
+            raise
+        text = error.format_message() if isinstance(error, _UsageError) else str(error)
+        print(f"natwise: {' '.join(text.split())}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("natwise: interrupted; finished results are kept", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _citation(paper: Any) -> str:
+    authors = ", ".join(paper.get("authors", []))
+    parts = [authors, paper.get("title"), paper.get("year")]
+    if paper.get("arxiv"):
+        parts.append(f"arXiv:{paper['arxiv']}")
+    if paper.get("doi"):
+        parts.append(f"doi:{paper['doi']}")
+    return ". ".join(str(part) for part in parts if part)

@@ -1,21 +1,26 @@
 """The methods, read from their cards: `<room>/<method>/card.toml`. Nothing heavy is imported.
 
-A method is one folder. Its card says what it is, what it exports and which claims its study re-measures; `natwise
-list`, `show`, `reproduce`, the docs and the tests all read the cards. Methods that are announced but not yet built
-stand in `planned.toml`.
+A method is one folder. Its card says what it is, what it exports and which claims its study re-measures; the
+commands `list`, `show` and `reproduce`, the docs and the tests all read the cards. Methods that are announced but
+not yet built stand in `planned.toml`.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOMS = ("structure", "samples", "supervision", "generalization", "shift", "graphs", "timeseries", "lm")
 SCALES = ("ci", "small", "paper")
 _ROOT = Path(__file__).parent
+_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_NUMBER = r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)"
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Claim:
     """One claim of a paper, and what our measurement of it must satisfy.
 
     ``metric`` names a scalar of the study's result; ``expect`` is a condition on it such as ``">= 0.95"`` or
-    ``"1.286 +- 1e-3"``; ``scale`` holds the scales at which the study can be run and ``minutes`` what each takes
-    on two cores (``paper``: on a GPU).
+    ``"1.286 +- 0.001"``; ``scale`` holds the scales at which the study can be run and ``minutes`` what each
+    takes on two cores (``paper``: on a GPU).
     """
 
     id: str
@@ -35,6 +40,14 @@ class Claim:
     scale: tuple[str, ...]
     minutes: Mapping[str, float]
     device: str = "cpu"
+
+    def holds(self, value: float) -> bool:
+        """Say whether the measured `value` satisfies ``expect``; NaN never does."""
+        if match := re.fullmatch(rf"(>=|<=|>|<)\s*{_NUMBER}", self.expect.strip()):
+            return bool(_COMPARISONS[match[1]](value, float(match[2])))
+        if match := re.fullmatch(rf"{_NUMBER}\s*\+-\s*{_NUMBER}", self.expect.strip()):
+            return abs(value - float(match[1])) <= float(match[2])
+        raise ValueError(f"claim {self.id}: expect must be like '>= 0.95' or '1.3 +- 0.1', got {self.expect!r}")
 
 
 @dataclass(frozen=True)
@@ -58,31 +71,18 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain JSON types."""
-        return {
-            "key": self.key,
-            "room": self.room,
-            "title": self.title,
-            "summary": self.summary,
-            "state": self.state,
-            "paper": dict(self.paper),
-            "exports": list(self.exports),
-            "extras": list(self.extras),
-            "claims": [
-                {**vars(claim), "scale": list(claim.scale), "minutes": dict(claim.minutes)}
-                for claim in self.claims
-            ],
-        }
+        plain = {**vars(self), "room": self.room, "claims": [vars(claim) for claim in self.claims]}
+        return {name: value for name, value in plain.items() if name != "folder"}
 
 
 @functools.cache
 def cards() -> tuple[Card, ...]:
-    """Return the cards of all methods, built ones first, each group in the order of `planned.toml`'s rooms."""
-    built = [_read_card(path) for path in sorted(_ROOT.glob("*/*/card.toml"))]
-    planned = [
-        _planned_card(entry) for entry in _read_toml(_ROOT / "planned.toml").get("method", [])
-    ]
-    keys = {card.key for card in built}
-    return tuple(built + [card for card in planned if card.key not in keys])
+    """Return the cards of all methods, room by room."""
+    built = [_read_card(path) for path in _ROOT.glob("*/*/card.toml")]
+    keys = {entry.key for entry in built}
+    announced = [_planned_card(entry) for entry in _read_toml(_ROOT / "planned.toml").get("method", [])]
+    methods = built + [entry for entry in announced if entry.key not in keys]
+    return tuple(sorted(methods, key=lambda entry: (ROOMS.index(entry.room), entry.state != "ready", entry.key)))
 
 
 def card(key: str) -> Card:
@@ -91,13 +91,8 @@ def card(key: str) -> Card:
 
     found = {entry.key: entry for entry in cards()}
     if key not in found:
-        raise ValueError(f"there is no method {key!r}.{suggest(key, found)} See `natwise list`.")
+        raise ValueError(f"there is no method {key!r}; `natwise list` shows all.{suggest(key, found)}")
     return found[key]
-
-
-def bibtex(entry: Card) -> str:
-    """Return the paper's BibTeX entry."""
-    return str(entry.paper.get("bibtex", "")).strip()
 
 
 def _read_card(path: Path) -> Card:
@@ -120,8 +115,7 @@ def _read_card(path: Path) -> Card:
 
 
 def _read_claim(entry: dict[str, Any]) -> Claim:
-    scale = entry["scale"]
-    minutes = entry["minutes"]
+    scale, minutes = entry["scale"], entry["minutes"]
     scale = tuple(scale) if isinstance(scale, list) else (scale,)
     if not isinstance(minutes, dict):
         minutes = dict.fromkeys(scale, minutes)
@@ -129,7 +123,7 @@ def _read_claim(entry: dict[str, Any]) -> Claim:
 
 
 def _planned_card(entry: dict[str, Any]) -> Card:
-    paper = {name: entry[name] for name in ("year", "arxiv") if name in entry}
+    paper: dict[str, Any] = {name: entry[name] for name in ("year", "arxiv") if name in entry}
     return Card(entry["key"], entry["title"], entry["summary"], "planned", paper)
 
 

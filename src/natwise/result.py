@@ -104,9 +104,7 @@ class Result:
     def __repr__(self) -> str:
         arrays = ", ".join(f"{name} {array.shape}" for name, array in self.arrays.items())
         scalars = ", ".join(f"{name}={value:.6g}" for name, value in self.scalars.items())
-        return (
-            f"Result({self.kind!r}, arrays=[{arrays}], scalars=[{scalars}], rows={len(self.rows)})"
-        )
+        return f"Result({self.kind!r}, arrays=[{arrays}], scalars=[{scalars}], rows={len(self.rows)})"
 
     def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> Result:
         """Return the result with only the chosen rows: a slice, a boolean mask or a list of positions."""
@@ -114,10 +112,7 @@ class Result:
             index = np.asarray(index)
         rows = np.empty(len(self.rows), dtype=object)
         rows[:] = self.rows
-        arrays = {
-            name: array[index] if self._is_per_row(array) else array
-            for name, array in self.arrays.items()
-        }
+        arrays = {name: array[index] if self._is_per_row(array) else array for name, array in self.arrays.items()}
         return dataclasses.replace(self, arrays=arrays, rows=rows[index].tolist())
 
     def to_frame(self) -> pd.DataFrame:
@@ -149,9 +144,7 @@ class Result:
 
         text = json.dumps(self._header(), ensure_ascii=False)
         if len(text.encode()) > MAX_HEADER_BYTES // 2:
-            raise ValueError(
-                f"rows and params of {self.kind} exceed {MAX_HEADER_BYTES // 2:,} bytes"
-            )
+            raise ValueError(f"rows and params of {self.kind} exceed {MAX_HEADER_BYTES // 2:,} bytes")
         content = save(dict(self.arrays), metadata={"digest": _NO_DIGEST, "natwise": text})
         digest = hashlib.sha256(content).hexdigest()
         write_bytes(path, content.replace(_NO_DIGEST.encode(), digest.encode(), 1))
@@ -193,10 +186,7 @@ class Result:
             arrays = load(content)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        fields = {
-            name: header[name]
-            for name in ("kind", "scalars", "rows", "params", "provenance", "warnings")
-        }
+        fields = {name: header[name] for name in ("kind", "scalars", "rows", "params", "provenance", "warnings")}
         ordered = {name: arrays[name] for name in header["arrays"]}
         return cls(arrays=ordered, **fields)
 
@@ -274,9 +264,7 @@ def fingerprint(data: Mapping[str, Any]) -> str:
 def _frozen_array(name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise TypeError(
-            f"{name} must be a boolean, integer or float array of at most 64 bits, got dtype {array.dtype}"
-        )
+        raise TypeError(f"{name} must be a boolean, integer or float array of at most 64 bits, got dtype {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False).view()
     array.flags.writeable = False
     return array
@@ -304,9 +292,7 @@ def _plain(name: str, value: Any) -> Any:
         return {str(key): _plain(f"{name}[{key!r}]", item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1):
         return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
-    raise TypeError(
-        f"{name} must be text, a number, a boolean, None, a list or a dict, got {type(value).__name__}"
-    )
+    raise TypeError(f"{name} must be text, a number, a boolean, None, a list or a dict, got {type(value).__name__}")
 
 
 def _read_header(file: Any, size: int) -> dict[str, Any]:
@@ -315,9 +301,7 @@ def _read_header(file: Any, size: int) -> dict[str, Any]:
     if size < 8 or length > size - 8:
         raise ValueError(f"its header claims {length:,} bytes but the file has {size:,}")
     if length > MAX_HEADER_BYTES:
-        raise ValueError(
-            f"its header of {length:,} bytes exceeds the limit of {MAX_HEADER_BYTES:,}"
-        )
+        raise ValueError(f"its header of {length:,} bytes exceeds the limit of {MAX_HEADER_BYTES:,}")
     header = json.loads(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")

@@ -1,0 +1,38 @@
+"""Sphinx: the pages of the methods are copied from their folders, the API pages come from the docstrings."""
+
+import shutil
+from pathlib import Path
+
+from natwise import registry
+
+project = "natwise"
+author = copyright = "The natwise developers"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "alabaster"
+html_theme_options = {"description": "What a model learns from its data, in nats", "page_width": "1100px"}
+autodoc_default_options = {"members": True, "inherited-members": False}
+autodoc_typehints = "none"
+suppress_warnings = ["myst.xref_missing", "myst.header"]
+
+_HERE = Path(__file__).parent
+
+
+def copy_pages(app: object) -> None:
+    """Copy each method's page.md into the documentation, with its public names below it."""
+    methods = _HERE / "methods"
+    shutil.rmtree(methods, ignore_errors=True)
+    methods.mkdir()
+    for card in registry.cards():
+        if card.folder is None:
+            continue
+        page = (card.folder / "page.md").read_text("utf-8")
+        names = f"\n## Public names\n\n```{{eval-rst}}\n.. automodule:: natwise.{card.key}\n```\n"
+        (methods / f"{card.key}.md").write_text(page + names, "utf-8")
+
+
+def setup(app: object) -> None:
+    """Hook the copying into the build."""
+    app.connect("builder-inited", copy_pages)  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Pages from results: `report.html` of the audit and the gallery of `natwise reproduce`."""

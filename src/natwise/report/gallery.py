@@ -1,0 +1,65 @@
+"""The gallery of re-measured claims: `RESULTS.md` and `index.html` from plain entries."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = (
+    ("method", "key"),
+    ("claim", "claim"),
+    ("source", "source"),
+    ("published", "published"),
+    ("measured", "measured"),
+    ("expected", "expect"),
+    ("verdict", "verdict"),
+    ("scale", "scale"),
+    ("seconds", "seconds"),
+    ("commit", "commit"),
+    ("machine", "machine"),
+)
+
+
+def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of claims as Markdown, a row per claim.
+
+    `entries` are mappings with the keys of `_COLUMNS` and ``reason``.
+    """
+    lines = [
+        "# Claims, re-measured",
+        "",
+        "Written by `natwise reproduce`; every number is a measurement of this installation.",
+        "",
+        "| " + " | ".join(title for title, _ in _COLUMNS) + " |",
+        "|" + "---|" * len(_COLUMNS),
+    ]
+    for entry in entries:
+        cells = {**entry, "verdict": entry["verdict"] + (f": {entry['reason']}" if entry["reason"] else "")}
+        lines.append("| " + " | ".join(_cell(cells[name]) for _, name in _COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def html(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the gallery page: a card per claim with paper, numbers and picture, no script and no network."""
+    from natwise.report.environment import environment
+
+    return environment().get_template("gallery.html.jinja").render(entries=entries, columns=_COLUMNS)
+
+
+def svg(figure: Figure) -> str:
+    """Return a matplotlib figure as an inline SVG element; the same figure gives the same text."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "natwise", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
