@@ -18,8 +18,8 @@ MAX_ARCHIVE_BYTES = 16 * 2**30
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
-    When the block raises, or the process is killed, `path` keeps its old content (or stays absent). The parent
-    folder is made when it is missing.
+    When the block raises, or the process is killed, `path` keeps its old content (or stays absent). The
+    parent folder is made when it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +44,7 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode("utf-8", errors="backslashreplace"))
 
 
-def load_npz(
-    path: str | os.PathLike[str], *, max_bytes: int = MAX_ARCHIVE_BYTES
-) -> dict[str, np.ndarray]:
+def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_ARCHIVE_BYTES) -> dict[str, np.ndarray]:
     """Read the arrays of an `.npz` file without unpickling.
 
     Raises `OSError` when the file cannot be read, and `ValueError` naming the file when it is no archive, is
@@ -57,9 +55,7 @@ def load_npz(
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > max_bytes:
-            raise ValueError(
-                f"it unpacks to {unpacked:,} bytes, more than the limit of {max_bytes:,}"
-            )
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the limit of {max_bytes:,}")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError:

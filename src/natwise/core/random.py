@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import numbers
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -26,9 +28,9 @@ class Streams:
     Parameters
     ----------
     random_state : int, Generator, RandomState, Streams or None
-        An int gives the same streams every time. A generator is advanced once (two draws from the same generator
-        differ). None takes fresh entropy from the operating system. `Streams` is returned as it is by
-        `Streams.of`.
+        An int gives the same streams every time. A generator is advanced once (two draws from the same
+        generator differ). None takes fresh entropy from the operating system. `Streams` is returned as it is
+        by `Streams.of`.
 
     Examples
     --------
@@ -65,6 +67,19 @@ class Streams:
         """Return a 32-bit seed for `name`, for libraries that take an int."""
         return int(self._sequence(name).generate_state(1)[0])
 
+    @contextmanager
+    def torch_global(self, name: str | int, device: torch.device | str = "cpu") -> Iterator[None]:
+        """Seed torch's global generators for `name` inside the block; put them back as they were after it.
+
+        For code that can draw from nothing else: the initialisation of a module, dropout.
+        """
+        import torch
+
+        device = torch.device(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_torch_global(self.seed(name), device)
+            yield
+
     @classmethod
     def _from_entropy(cls, entropy: tuple[int, ...]) -> Streams:
         streams = cls.__new__(cls)
@@ -75,11 +90,19 @@ class Streams:
         return np.random.SeedSequence([*self.entropy, _number(name)])
 
 
+def seed_torch_global(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`; only inside a block that restores them."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def _number(name: str | int) -> int:
     """Map a name to 64 bits that do not depend on the process (`hash` is salted)."""
-    return int.from_bytes(
-        hashlib.sha256(f"{type(name).__name__}:{name}".encode()).digest()[:8], "big"
-    )
+    return int.from_bytes(hashlib.sha256(f"{type(name).__name__}:{name}".encode()).digest()[:8], "big")
 
 
 def _entropy(random_state: RandomState) -> tuple[int, ...]:

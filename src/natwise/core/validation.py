@@ -1,7 +1,7 @@
 """One error style: the argument, what came, what was expected.
 
-Every function takes the name of the argument first, returns the checked value in canonical form, never changes
-its input, and raises `TypeError` for a value of the wrong kind and `ValueError` for a wrong value.
+Every function takes the name of the argument first, returns the checked value in canonical form, never
+changes its input, and raises `TypeError` for a value of the wrong kind and `ValueError` for a wrong value.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def suggest(value: str, options: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(option) for option in near)}?" if near else ""
 
 
-def check_integer(
-    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
-) -> int:
+def check_integer(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Return `value` as an int within [minimum, maximum]; booleans and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {shorten(value)} ({type(value).__name__})")
@@ -54,15 +52,9 @@ def check_real(
 
 def check_option(name: str, value: Any, options: Sequence[Any]) -> Any:
     """Return `value` when it is one of `options`, else say which exist and which is nearest."""
-    if not any(
-        value is option or (type(value) is type(option) and value == option) for option in options
-    ):
+    if not any(value is option or (type(value) is type(option) and value == option) for option in options):
         listed = ", ".join(repr(option) for option in options)
-        hint = (
-            suggest(value, [o for o in options if isinstance(o, str)])
-            if isinstance(value, str)
-            else ""
-        )
+        hint = suggest(value, [o for o in options if isinstance(o, str)]) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be one of {listed}, got {shorten(value)}.{hint}".rstrip("."))
     return value
 
@@ -86,8 +78,8 @@ def check_array(
     shape : sequence of int, str or None
         Expected shape. An int must match; a str names a free axis in the message; None is free.
     dtype : numpy dtype, optional
-        Cast to it. Default: float32 and float64 stay, everything else becomes float64. For an integer dtype the
-        values must be whole numbers.
+        Cast to it. Default: float32 and float64 stay, everything else becomes float64. For an integer dtype
+        the values must be whole numbers.
     finite : bool
         Refuse NaN and infinity.
     """
@@ -96,21 +88,17 @@ def check_array(
         _check_shape(name, array, shape)
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(
-            f"{name} must be finite, got {array[position]} at index {position if position else 'scalar'}"
-        )
+        raise ValueError(f"{name} must be finite, got {array[position]} at index {position if position else 'scalar'}")
     if dtype is None:
         dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
     dtype = np.dtype(dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not (array == np.floor(array)).all():
-        raise ValueError(
-            f"{name} must hold whole numbers, got {shorten(array.ravel()[:5].tolist())}"
-        )
+        raise ValueError(f"{name} must hold whole numbers, got {shorten(array.ravel()[:5].tolist())}")
     return array.astype(dtype, copy=False)
 
 
 def check_same_length(**arrays: Any) -> int:
-    """Return the common length of the named arrays; raise `ValueError` listing all lengths when they differ."""
+    """Return the common length of the named arrays; `ValueError` lists all lengths when they differ."""
     lengths = {name: len(array) for name, array in arrays.items() if array is not None}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -126,16 +114,12 @@ def _as_numeric(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(
-            f"{name} must be a regular array, got {shorten(value)} ({error})"
-        ) from None
+        raise ValueError(f"{name} must be a regular array, got {shorten(value)} ({error})") from None
     if array.dtype == object:
         try:
             array = array.astype(np.float64)
         except (TypeError, ValueError):
-            raise TypeError(
-                f"{name} must be numeric, got objects such as {shorten(value)}"
-            ) from None
+            raise TypeError(f"{name} must be numeric, got objects such as {shorten(value)}") from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be numeric, got dtype {array.dtype}")
     return array
@@ -143,25 +127,18 @@ def _as_numeric(name: str, value: Any) -> np.ndarray:
 
 def _check_shape(name: str, array: np.ndarray, shape: Sequence[int | str | None]) -> None:
     fits = array.ndim == len(shape) and all(
-        not isinstance(expected, int) or expected == size
-        for expected, size in zip(shape, array.shape, strict=True)
+        not isinstance(expected, int) or expected == size for expected, size in zip(shape, array.shape, strict=True)
     )
     if not fits:
         expected = ", ".join("any" if axis is None else str(axis) for axis in shape)
         raise ValueError(f"{name} must have shape ({expected}), got {array.shape}")
 
 
-def _check_range(
-    name: str, value: float, minimum: float | None, maximum: float | None, exclusive: bool
-) -> float:
+def _check_range(name: str, value: float, minimum: float | None, maximum: float | None, exclusive: bool) -> float:
     low = minimum is not None and (value <= minimum if exclusive else value < minimum)
     high = maximum is not None and (value >= maximum if exclusive else value > maximum)
     if low or high:
         signs = ("> ", "< ") if exclusive else (">= ", "<= ")
-        bounds = [
-            sign + str(bound)
-            for sign, bound in zip(signs, (minimum, maximum), strict=True)
-            if bound is not None
-        ]
+        bounds = [sign + str(bound) for sign, bound in zip(signs, (minimum, maximum), strict=True) if bound is not None]
         raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value}")
     return value
