@@ -79,9 +79,11 @@ def reproduce(
         raise ValueError("give either a method as room.method, or --all")
     claims = reproduction.plan(None if all_methods else [str(key)], claim=claim, scale=scale)
     measured = []
-    for measurement in reproduction.measure(
+    runs = reproduction.measure(
         claims, out=out, scale=scale, seed=seed, device=device, resume=resume, raise_errors=context.obj
-    ):
+    )
+    stderr = Console(stderr=True)
+    for measurement in track(runs, "measuring", total=len(claims), console=stderr, disable=not stderr.is_terminal):
         print(measurement, flush=True)
         measured.append(measurement)
         reproduction.write_gallery(out, measured)
