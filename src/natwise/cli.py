@@ -73,6 +73,9 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="The folder of the gallery.")] = Path("runs"),
 ) -> None:
     """Re-measure the claims of a method's paper and write the gallery."""
+    from rich.console import Console
+    from rich.progress import track
+
     from natwise import reproduce as reproduction
 
     if all_methods == (key is not None):
