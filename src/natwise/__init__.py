@@ -7,7 +7,7 @@ importing natwise itself imports neither NumPy nor torch.
 import importlib
 from typing import Any
 
-_ROOMS = (
+_MODULES = (
     "audit",
     "core",
     "datasets",
@@ -15,12 +15,13 @@ _ROOMS = (
     "report",
     "reproduce",
     "result",
+    "testing",
     "samples",
     "structure",
-    "testing",
+    "supervision",
 )
 
-__all__ = ["Result", "__version__", *_ROOMS]  # noqa: PLE0604
+__all__ = ["Result", "__version__", *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
@@ -32,7 +33,7 @@ def __getattr__(name: str) -> Any:
         from natwise.result import Result
 
         return Result
-    if name in _ROOMS:
+    if name in _MODULES:
         return importlib.import_module(f"natwise.{name}")
     raise AttributeError(f"module 'natwise' has no attribute {name!r}")
 
