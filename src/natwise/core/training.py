@@ -243,12 +243,11 @@ class _Run:
         self.state = _State(int(seed), options.batch_size, batches.n_samples, batches.steps_per_epoch)
         self.best: dict[str, torch.Tensor] | None = None
         self.checkpoint: Path | None = None
-        self.started = self.saved = time.monotonic()
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Wrap model and optimiser for device, precision and processes; unwrap the model at the end."""
-        own_forward = "forward" in vars(self.model)
+        before = set(vars(self.model))
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = self.options.optimizer(trained, lr=self.options.learning_rate)
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -260,12 +259,13 @@ class _Run:
             yield
         finally:
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-            if not own_forward:  # accelerate puts the unwrapped method back as an attribute of the instance
-                vars(self.model).pop("forward", None)
+            for name in {"forward", "_is_accelerate_prepared"} - before:  # what unwrapping leaves behind
+                vars(self.model).pop(name, None)
             self.model.eval()
 
     def train(self) -> TrainingHistory:
         state = self.state
+        self.started = self.saved = time.monotonic()
         with _progress(self._shows_progress(), self.n_steps, state.step) as show:
             while (stopped := self._stopped()) is None:
                 loss = self._step()
@@ -397,13 +397,12 @@ class _Run:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds for damaged input
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no readable checkpoint: {shorten(reason, 200)}") from error
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged input
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is no readable checkpoint: {shorten(reason, 200)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no readable checkpoint: it holds a {type(content).__name__}")
     return content

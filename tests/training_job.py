@@ -1,0 +1,37 @@
+"""A small training run as a command: `python training_job.py OUT [CHECKPOINT]`; tests kill or launch it."""
+
+import os
+import sys
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import mse_loss
+
+from natwise.core.random import Streams
+from natwise.core.training import Trainer
+
+
+def train(out, checkpoint=None, *, dropout=0.0, n_samples=21, **options):
+    """Train a small network on a noisy sum and write its weights; every setting but `options` is fixed."""
+    streams = Streams(7)
+    x = streams.numpy("x").standard_normal((n_samples, 6)).astype("float32")
+    y = x.sum(1, keepdims=True) + streams.numpy("y").standard_normal((n_samples, 1)).astype("float32")
+    with streams.torch_global("init"):
+        model = torch.nn.Sequential(
+            torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(16, 1)
+        )
+    options = {"max_epochs": 8, "batch_size": 5, "learning_rate": 0.01, "random_state": 3, **options}
+    history = Trainer(**options).fit(model, squared_error, {"x": x, "y": y}, checkpoint=checkpoint)
+    save_file(model.state_dict(), out)
+    return history
+
+
+def squared_error(model, batch, step):
+    return mse_loss(model(batch["x"]), batch["y"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        train(sys.argv[1], sys.argv[2], dropout=0.3, max_epochs=80, checkpoint_every=0.0)
+    else:
+        train(f"{sys.argv[1]}.{os.environ['RANK']}")
