@@ -1,8 +1,8 @@
 """`Result`: the one result type of natwise, and its file.
 
-A result file is a safetensors file whose JSON header carries everything that is not an array, and a SHA-256 over
-every byte of the file. Loading never runs code, never allocates more than the file holds, and refuses a file in
-which a single bit has changed.
+A result file is a safetensors file whose JSON header carries everything that is not an array, and a SHA-256
+over every byte of the file. Loading never runs code, never allocates more than the file holds, and refuses a
+file in which a single bit has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_HEADER_BYTES = 64 * 2**20
-_NO_DIGEST = "0" * 64
+_PREFIX = b'{"__metadata__":{"natwise":"{\\"digest\\": \\"'
+_NO_DIGEST = b"0" * 64
+_DIGEST = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + len(_NO_DIGEST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,8 @@ class Result:
     kind : str
         What was computed, such as ``"samples.unique_information"``.
     arrays : mapping of str to ndarray
-        Numeric or boolean arrays of any shape. An array whose first axis has ``len(rows)`` entries is a per-row array.
+        Numeric or boolean arrays of any shape; they are copied. An array whose first axis has ``len(rows)``
+        entries is a per-row array.
     scalars : mapping of str to float
         Single numbers; NaN and infinity are kept.
     rows : sequence of str or int
@@ -78,7 +81,7 @@ class Result:
         if not isinstance(self.kind, str) or not self.kind:
             raise TypeError(f"kind must be a non-empty str, got {self.kind!r}")
         canonical = {
-            "arrays": {str(k): _frozen_array(f"arrays[{k!r}]", v) for k, v in self.arrays.items()},
+            "arrays": {_array_name(k): _frozen_array(f"arrays[{k!r}]", v) for k, v in self.arrays.items()},
             "scalars": {str(k): _scalar(f"scalars[{k!r}]", v) for k, v in self.scalars.items()},
             "rows": tuple(_plain(f"rows[{i}]", row) for i, row in enumerate(self.rows)),
             "params": _plain("params", dict(self.params)),
@@ -116,9 +119,9 @@ class Result:
         return dataclasses.replace(self, arrays=arrays, rows=rows[index].tolist())
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the per-row arrays as a data frame indexed by `rows`; an (n, k) array gives columns name_0 … name_k-1.
+        """Return the per-row arrays as a data frame indexed by `rows`, or the scalars as one row without rows.
 
-        Without rows, the scalars are returned as one row.
+        An array of shape (n, k) gives the columns name_0 … name_k-1.
         """
         import pandas as pd
 
@@ -140,14 +143,15 @@ class Result:
         """
         from safetensors.numpy import save
 
-        from natwise.core.io import write_bytes
+        from natwise.core.io import atomic_path
 
-        text = json.dumps(self._header(), ensure_ascii=False)
-        if len(text.encode()) > MAX_HEADER_BYTES // 2:
+        text = json.dumps({"digest": _NO_DIGEST.decode(), **self._header()})
+        if len(text) > MAX_HEADER_BYTES // 2:  # quotes double in the file
             raise ValueError(f"rows and params of {self.kind} exceed {MAX_HEADER_BYTES // 2:,} bytes")
-        content = save(dict(self.arrays), metadata={"digest": _NO_DIGEST, "natwise": text})
-        digest = hashlib.sha256(content).hexdigest()
-        write_bytes(path, content.replace(_NO_DIGEST.encode(), digest.encode(), 1))
+        content = memoryview(save(dict(self.arrays), metadata={"natwise": text}))
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            for part in (content[: _DIGEST.start], _digest(content), content[_DIGEST.stop :]):
+                file.write(part)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
@@ -158,20 +162,16 @@ class Result:
         OSError
             If the file cannot be opened.
         ValueError
-            If it is no natwise result, was truncated or altered, or has another schema; the message names the file.
+            If it is no natwise result, was truncated or altered, or has another schema; the message names
+            the file.
         """
         path = Path(path)
         with path.open("rb") as file:
             try:
-                header = _read_header(file, path.stat().st_size)
-                metadata = header.get("__metadata__") or {}
-                if "natwise" not in metadata or "digest" not in metadata:
-                    raise ValueError("it is a safetensors file but not a natwise result")
+                text = _read_text(file, path.stat().st_size)
                 file.seek(0)
-                content = file.read()
-                _check_digest(content, metadata["digest"])
-                return cls._from_bytes(content, metadata["natwise"])
-            except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
+                return cls._from_bytes(file.read(), text)
+            except (ValueError, TypeError, LookupError, RecursionError, AttributeError) as error:
                 raise ValueError(f"{path} cannot be read as a natwise result: {error}") from error
 
     @classmethod
@@ -179,16 +179,17 @@ class Result:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
+        if content[_DIGEST] != _digest(memoryview(content)):
+            raise ValueError("its checksum does not match: the file was altered")
         header = json.loads(text)
-        if header.get("schema") != SCHEMA:
-            raise ValueError(f"its schema is {header.get('schema')!r}, this version reads {SCHEMA}")
+        if header.pop("schema") != SCHEMA:
+            raise ValueError(f"its schema is not {SCHEMA}, which this version reads")
         try:
             arrays = load(content)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        fields = {name: header[name] for name in ("kind", "scalars", "rows", "params", "provenance", "warnings")}
-        ordered = {name: arrays[name] for name in header["arrays"]}
-        return cls(arrays=ordered, **fields)
+        del header["digest"]
+        return cls(arrays={name: arrays[name] for name in header.pop("arrays")}, **header)
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -261,11 +262,18 @@ def fingerprint(data: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _array_name(name: Any) -> str:
+    if name == "__metadata__" or not str(name).isprintable():
+        raise ValueError(f"arrays must have printable names other than '__metadata__', got {name!r}")
+    return str(name)
+
+
 def _frozen_array(name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must be a boolean, integer or float array of at most 64 bits, got dtype {array.dtype}")
-    array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False).view()
+    if array.flags.writeable or not array.dtype.isnative or not array.flags.c_contiguous:
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
     array.flags.writeable = False
     return array
 
@@ -295,26 +303,27 @@ def _plain(name: str, value: Any) -> Any:
     raise TypeError(f"{name} must be text, a number, a boolean, None, a list or a dict, got {type(value).__name__}")
 
 
-def _read_header(file: Any, size: int) -> dict[str, Any]:
-    """Read and check the safetensors header; every length is compared with the file before it is believed."""
+def _read_text(file: BinaryIO, size: int) -> str:
+    """Return natwise's part of the header; every length is compared with the file before it is believed."""
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > size - 8:
+    if length > size - 8:
         raise ValueError(f"its header claims {length:,} bytes but the file has {size:,}")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header of {length:,} bytes exceeds the limit of {MAX_HEADER_BYTES:,}")
-    header = json.loads(file.read(length).decode("utf-8"))
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
-    if not isinstance(expected, int) or expected != size:
+    content = file.read(length)
+    header = json.loads(content)
+    if not content.startswith(_PREFIX):
+        raise ValueError("it is a safetensors file but not a natwise result")
+    text = header.pop("__metadata__")["natwise"]
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if expected != size:
         raise ValueError(f"it should have {expected:,} bytes but has {size:,} (truncated?)")
-    return header
+    return text
 
 
-def _check_digest(content: bytes, digest: str) -> None:
-    if len(digest) != 64:
-        raise ValueError("its checksum is malformed")
-    unsigned = content.replace(digest.encode(), _NO_DIGEST.encode(), 1)
-    if hashlib.sha256(unsigned).hexdigest() != digest:
-        raise ValueError("its checksum does not match: the file was altered")
+def _digest(content: memoryview) -> bytes:
+    """Return the SHA-256 of a file's content, in hexadecimal, with zeros in the place of the digest itself."""
+    digest = hashlib.sha256(content[: _DIGEST.start])
+    digest.update(_NO_DIGEST)
+    digest.update(content[_DIGEST.stop :])
+    return digest.hexdigest().encode()

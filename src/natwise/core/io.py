@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import zipfile
@@ -50,18 +51,31 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_ARCHIVE_BYTES
     Raises `OSError` when the file cannot be read, and `ValueError` naming the file when it is no archive, is
     damaged, holds Python objects, or would unpack to more than `max_bytes`.
     """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > max_bytes:
-            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the limit of {max_bytes:,}")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged input
-        raise ValueError(f"{path} is no readable .npz file: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                _check_claims(archive, max_bytes)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged input
+            raise ValueError(f"{path} is no readable .npz file: {error}") from error
+
+
+def _check_claims(archive: zipfile.ZipFile, max_bytes: int) -> None:
+    """Refuse what is no array, and what claims more bytes than are allowed or are there, before reading it."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max_bytes:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the limit of {max_bytes:,}")
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} claims shape {shape} but has {member.file_size:,} bytes")
 
 
 def _sync(path: Path) -> None:

@@ -391,9 +391,9 @@ class _Run:
         return bool(self.options.verbose) and self.accelerator.is_main_process and sys.stderr.isatty()
 
     def _describe(self, loss: float) -> str:
-        scores = self.state.scores
+        scores, epoch = self.state.scores, math.ceil(self.state.step / self.state.steps_per_epoch)
         best = f", score {scores[-1]:.4g}, best {min(scores):.4g}" if scores else ""
-        return f"epoch {len(self.state.losses) + 1}/{self.options.max_epochs}, loss {loss:.4g}{best}"
+        return f"epoch {epoch}/{self.options.max_epochs}, loss {loss:.4g}{best}"
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
