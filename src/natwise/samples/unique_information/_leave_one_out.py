@@ -1,0 +1,250 @@
+"""Functional and weight information of every sample, without retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from natwise.result import Result
+from natwise.samples.unique_information._problem import (
+    Problem,
+    build_problem,
+    check_validation_kernel,
+    training_rule,
+)
+from natwise.samples.unique_information._smoothing import Smoothing, WeightInformation
+
+KIND = "samples.unique_information"
+
+
+def leave_one_out(
+    ntk: Any,
+    ntk_val: Any,
+    init_preds: Any,
+    val_init_preds: Any,
+    targets: Any,
+    *,
+    t: float | None = None,
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    dynamics: str = "gd",
+    loss_reduction: str = "mean",
+    smoothing: str | Smoothing = "isotropic",
+    groups: Any = None,
+) -> Result:
+    r"""Score every sample by the information that it alone puts into the predictions and into the weights.
+
+    The network is linearised at its initialisation and trained on the squared loss
+    ``1/2 ||f(x) - y||^2`` with full batches; decay pulls the weights toward the initialisation. All leave-one-out
+    solutions follow from one eigendecomposition of the kernel, exactly (relative error about 1e-11).
+
+    Parameters
+    ----------
+    ntk : array (n * k, n * k)
+        Neural tangent kernel of the training samples, sample-major, see `empirical_ntk`. An (n, n) kernel with k > 1
+        outputs means that the outputs share it and do not interact (the kernel is its Kronecker product with I_k).
+    ntk_val : array (m * k, n * k)
+        Kernel between validation inputs and training samples; (m, n) for a shared kernel.
+    init_preds, val_init_preds : array (n, k) or (n,), (m, k) or (m,)
+        Outputs of the network at initialisation.
+    targets : array (n, k) or (n,)
+        Float targets: 0/1 for two classes with one output, one-hot rows for more.
+    t : int, float or None
+        Number of gradient steps (for ``dynamics="flow"`` time, in steps of size `lr`). None: converged.
+    lr, weight_decay : float
+        Of the loss that `loss_reduction` names. `lr` is needed unless `t` is None.
+    dynamics : {"gd", "flow"}
+        Gradient descent (exact for every stable learning rate) or gradient flow.
+    loss_reduction : {"mean", "sum", "official"}
+        ``mean``: training minimises ``(1/n) sum_i loss_i + weight_decay/2 ||w - w_0||^2``, and does so on n - 1
+        samples after a removal, exactly like retraining. ``sum``: the sum of the losses with `lr` and `weight_decay`
+        unchanged by the removal. ``official``: `lr` and `weight_decay` as for ``mean``, but only the learning rate is
+        rescaled when a sample is removed, as the original implementation does (equal to no retraining when
+        ``weight_decay > 0``; for comparison only).
+    smoothing : str or Smoothing
+        Noise that turns weight changes into nats: see `Smoothing`. Concerns ``weight_information``.
+    groups : array (n,), optional
+        Labels of groups that are left out together; scores are then per group, in the order of `numpy.unique`.
+
+    Returns
+    -------
+    Result
+        Arrays ``functional_information`` and ``weight_information`` (n,) in nats at sigma = 1, ``predictions`` (n, k)
+        and ``val_predictions`` (m, k) of the network trained on all samples. Scalars ``largest_eigenvalue``, ``rank``
+        of the kernel, ``largest_stable_lr``; for SGD smoothing ``gradient_covariance_trace``.
+
+    Raises
+    ------
+    ValueError
+        For a learning rate that diverges (the largest stable one is said), class labels where one-hot targets are
+        needed, kernels that are not symmetric positive semi-definite, do not match, or do not fit into memory.
+
+    Warns
+    -----
+    UserWarning
+        For a singular kernel with ``t=None`` and no weight decay: the pseudo-inverse is used, and its rcond said.
+
+    Notes
+    -----
+    Harutyunyan et al. 2021, Eqs. 1-2 and Section 4. With D_i = alpha - alpha^(-i) the change of the dual solution
+    ``alpha = phi_t(Theta + lambda I)(f_0 - Y)``, the weights change by ``J^T D_i`` and the predictions by
+    ``Theta_val D_i``, so ``F-SI = 1/2 mean_x ||Theta_val D_i||^2`` and ``SI = 1/2 D_i^T Theta D_i``. The original code
+    returns the squared norms without the 1/2, works in float32 through an explicit inverse of the kernel, and
+    decomposes a matrix for every sample.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [2.0], [3.0]])
+    >>> scores = leave_one_out(x @ x.T, x @ x.T, np.zeros(3), np.zeros(3), [1.0, 2.0, 4.0], weight_decay=0.1)
+    >>> scores.arrays["functional_information"].argmax()
+    2
+    """
+    rule = training_rule(t, lr, weight_decay, dynamics, loss_reduction)
+    how = Smoothing.of(smoothing, lr)
+    problem = build_problem(ntk, init_preds, targets, rule, groups)
+    kernel_val, initial_val = check_validation_kernel(ntk_val, val_init_preds, problem)
+    if how.kind == "sgd" and problem.residual.shape[1] > 1:
+        raise ValueError(
+            "smoothing='sgd' needs the joint kernel of all outputs, shape "
+            f"({problem.residual.size}, {problem.residual.size}), got the shared kernel {problem.kernel.shape}"
+        )
+    arrays, scalars = _scores(problem, how, kernel_val)
+    arrays |= _predictions(problem, kernel_val, init_preds, initial_val)
+    params = {
+        "t": t,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "dynamics": dynamics,
+        "loss_reduction": loss_reduction,
+        "smoothing": vars(how),
+        "grouped": groups is not None,
+    }
+    return Result(KIND, arrays=arrays, scalars=scalars, rows=problem.names, params=params)
+
+
+def leave_one_out_changes(
+    ntk: Any,
+    ntk_val: Any,
+    init_preds: Any,
+    targets: Any,
+    *,
+    t: float | None = None,
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    dynamics: str = "gd",
+    loss_reduction: str = "mean",
+    groups: Any = None,
+) -> Result:
+    """Return how each left-out sample (or group) would have changed predictions and weights, as vectors.
+
+    Parameters are those of `leave_one_out`.
+
+    Returns
+    -------
+    Result
+        Arrays ``prediction_changes`` (g, m, k), the predictions without the group minus those with it, and
+        ``dual_changes`` (g, n, k): the weights change by ``J^T`` times a flattened row, with J (n * k, d) the Jacobian
+        in sample-major order.
+    """
+    rule = training_rule(t, lr, weight_decay, dynamics, loss_reduction)
+    problem = build_problem(ntk, init_preds, targets, rule, groups)
+    k = problem.n_outputs
+    n_val = len(ntk_val) * problem.n_samples // len(problem.kernel)
+    kernel_val, _ = check_validation_kernel(ntk_val, np.zeros((n_val, k)), problem)
+    dual = np.empty((len(problem.members), problem.n_samples, k))
+    predictions = np.empty((len(problem.members), n_val, k))
+    for positions, coefficients in problem.changes():
+        change = problem.spectrum.vectors @ coefficients
+        dual[positions] = _by_group(change, problem.n_samples, k)
+        predictions[positions] = _by_group(kernel_val @ change, n_val, k)
+    arrays = {"prediction_changes": predictions, "dual_changes": dual}
+    return Result(f"{KIND}/changes", arrays=arrays, rows=problem.names)
+
+
+def information_by_group(scores: Any, groups: Any) -> Result:
+    """Compare sources, classes or sub-classes by the mean information of their samples.
+
+    Parameters
+    ----------
+    scores : array (n,)
+        Information of every sample, in nats.
+    groups : sequence of length n
+        The source or class of every sample.
+
+    Returns
+    -------
+    Result
+        One row per group: ``mean``, its ``standard_error``, ``count``, and ``ratio`` of the mean to the overall mean.
+        Means, not sums: the information of a group is not the sum over its samples (they may be redundant or
+        synergistic); for that, pass `groups` to `leave_one_out`.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    groups = np.asarray(groups)
+    if scores.ndim != 1 or groups.shape != scores.shape or not len(scores):
+        raise ValueError(f"scores and groups must have the same length, got {scores.shape} and {groups.shape}")
+    names, index = np.unique(groups, return_inverse=True)
+    parts: Sequence[np.ndarray] = [scores[index == i] for i in range(len(names))]
+    mean = np.array([part.mean() for part in parts])
+    count = np.array([len(part) for part in parts])
+    spread = np.array([part.std(ddof=1) if len(part) > 1 else np.nan for part in parts])
+    total = scores.mean()
+    arrays = {
+        "mean": mean,
+        "standard_error": spread / np.sqrt(count),
+        "count": count,
+        "ratio": np.divide(mean, total, out=np.ones_like(mean), where=total > 0),
+    }
+    return Result(f"{KIND}/groups", arrays=arrays, scalars={"mean": total}, rows=names.tolist())
+
+
+def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[dict, dict]:
+    spectrum = problem.spectrum
+    n_val = len(kernel_val) * problem.n_samples // len(problem.kernel)
+    rotated = kernel_val @ spectrum.vectors
+    gradients = _gradients(problem) if how.kind == "sgd" else np.empty((0, 0))
+    measure = WeightInformation(how, spectrum, problem.dynamics, gradients)
+    functional = np.zeros(len(problem.members))
+    weight = np.zeros(len(problem.members))
+    for positions, coefficients in problem.changes():
+        for channel in coefficients:
+            functional[positions] += ((rotated @ channel) ** 2).sum(axis=0) / (2 * n_val)
+            if how.kind != "fisher":
+                weight[positions] += measure(channel)
+    scalars = {
+        "largest_eigenvalue": spectrum.largest,
+        "rank": spectrum.rank,
+        "largest_stable_lr": problem.rule.largest_stable_lr(spectrum.largest, problem.n_samples),
+    }
+    if how.kind == "fisher":
+        weight = functional / how.sigma**2
+    if measure.gradient_covariance is not None:
+        scalars["gradient_covariance_trace"] = float(np.trace(measure.gradient_covariance))
+    return {"functional_information": functional, "weight_information": weight}, scalars
+
+
+def _gradients(problem: Problem) -> np.ndarray:
+    """Return the per-sample gradients of the squared loss at the linearised solution, in the basis V: (n, n_rows)."""
+    spectrum = problem.spectrum
+    alpha = spectrum.solution(problem.dynamics, problem.residual)
+    error = problem.residual - spectrum.vectors @ (spectrum.values[:, None] * alpha)
+    rows = spectrum.vectors * error * np.sqrt(spectrum.values)
+    return rows.reshape(problem.n_samples, problem.n_outputs, -1).sum(axis=1)
+
+
+def _predictions(
+    problem: Problem, kernel_val: np.ndarray, init_preds: Any, initial_val: np.ndarray
+) -> dict[str, np.ndarray]:
+    spectrum = problem.spectrum
+    alpha = spectrum.solution(problem.dynamics, problem.residual)
+    moved = (spectrum.vectors @ (spectrum.values[:, None] * alpha)).reshape(problem.n_samples, -1)
+    moved_val = (kernel_val @ (spectrum.vectors @ alpha)).reshape(initial_val.shape)
+    initial = np.asarray(init_preds, dtype=np.float64).reshape(moved.shape)
+    return {"predictions": initial - moved, "val_predictions": initial_val - moved_val}
+
+
+def _by_group(columns: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Turn (n_channels, n_rows, g) into (g, n, k)."""
+    return columns.transpose(2, 1, 0).reshape(columns.shape[2], n, k)
