@@ -1,0 +1,82 @@
+"""The number of factors that the data support."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from natwise.core.random import RandomState, Streams
+from natwise.core.validation import check_integer
+from natwise.result import Result, provenance
+from natwise.structure.linear_corex._estimator import LinearCorEx
+
+
+def select_n_components(
+    X: Any,
+    candidates: Iterable[int] | None = None,
+    *,
+    n_repeats: int = 1,
+    random_state: RandomState = None,
+    **parameters: Any,
+) -> Result:
+    """Fit several numbers of factors and choose the one whose factors explain most without counting anything twice.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        The data.
+    candidates : iterable of int, optional
+        Numbers of factors to try. Default: 1, 2, 3, … until the score falls below 95 % of the best.
+    n_repeats : int
+        Fits of each candidate from different starts; the best counts.
+    random_state : int, Generator, RandomState or None
+        Seeds all fits.
+    **parameters
+        Passed to `LinearCorEx`.
+
+    Returns
+    -------
+    Result
+        Arrays ``n_components``, ``tc_no_overlap`` (the score, nats) and ``tc``, one row per candidate; scalar
+        ``n_components``: the choice.
+
+    Notes
+    -----
+    The score is sum_i max_j I(X_i ; Y_j) - sum_j I(Y_j ; X) (``TC_no_overlap``). To choose by held-out likelihood
+    instead, use scikit-learn's ``GridSearchCV``: `LinearCorEx.score` is one.
+    """
+    check_integer("n_repeats", n_repeats, minimum=1)
+    streams = Streams.of(random_state)
+    chosen = None if candidates is None else [check_integer("candidates", m, minimum=1) for m in candidates]
+    if chosen == []:
+        raise ValueError("candidates must hold at least one number, got none")
+    tried: list[int] = []
+    scores: list[float] = []
+    tcs: list[float] = []
+    with provenance(data={"X": np.asarray(X)}) as record:
+        for m in chosen or range(1, np.shape(X)[1] + 1):
+            fits = [
+                LinearCorEx(m, random_state=streams.child(f"{m}-{k}").seed("fit"), **parameters).fit(X)
+                for k in range(n_repeats)
+            ]
+            tried.append(m)
+            scores.append(max(_tc_no_overlap(fit) for fit in fits))
+            tcs.append(max(fit.tc_ for fit in fits))
+            if chosen is None and scores[-1] < 0.95 * max(scores):
+                break
+    return Result(
+        "structure.linear_corex/select_n_components",
+        arrays={"n_components": np.array(tried), "tc_no_overlap": np.array(scores), "tc": np.array(tcs)},
+        scalars={"n_components": tried[int(np.argmax(scores))]},
+        rows=tried,
+        params={"n_repeats": n_repeats, **parameters},
+        provenance=record,
+    )
+
+
+def _tc_no_overlap(fit: LinearCorEx) -> float:
+    pairwise = fit.mutual_info_
+    kept = pairwise.sum(axis=1) - fit.tcs_
+    return float(pairwise.max(axis=0).sum() - kept.sum())
