@@ -183,7 +183,7 @@ def same_bits(a: Any, b: Any) -> bool:
 def _bytes(tensor: Any) -> np.ndarray:
     import torch
 
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return tensor.detach().cpu().to_dense().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _check_not_fitted(estimator: Any, X: Any) -> None:

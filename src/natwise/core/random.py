@@ -17,7 +17,7 @@ import numpy as np
 from natwise.core.validation import shorten
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Generator, device as Device
 
 RandomState: TypeAlias = "int | np.random.Generator | np.random.RandomState | Streams | None"
 
@@ -57,7 +57,7 @@ class Streams:
         """Return a fresh NumPy generator for `name`; asking again starts it anew."""
         return np.random.default_rng(self._sequence(name))
 
-    def torch(self, name: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    def torch(self, name: str | int, device: Device | str = "cpu") -> Generator:
         """Return a fresh torch generator for `name` on `device`; asking again starts it anew."""
         import torch
 
@@ -68,7 +68,7 @@ class Streams:
         return int(self._sequence(name).generate_state(1)[0])
 
     @contextmanager
-    def torch_global(self, name: str | int, device: torch.device | str = "cpu") -> Iterator[None]:
+    def torch_global(self, name: str | int, device: Device | str = "cpu") -> Iterator[None]:
         """Seed torch's global generators for `name` inside the block; put them back as they were after it.
 
         For code that can draw from nothing else: the initialisation of a module, dropout.
@@ -90,7 +90,7 @@ class Streams:
         return np.random.SeedSequence([*self.entropy, _number(name)])
 
 
-def seed_torch_global(seed: int, device: torch.device) -> None:
+def seed_torch_global(seed: int, device: Device) -> None:
     """Seed torch's global generators of the CPU and of `device`; only inside a block that restores them."""
     import torch
 
@@ -102,6 +102,7 @@ def seed_torch_global(seed: int, device: torch.device) -> None:
 
 def _number(name: str | int) -> int:
     """Map a name to 64 bits that do not depend on the process (`hash` is salted)."""
+    name = int(name) if isinstance(name, numbers.Integral) else name
     return int.from_bytes(hashlib.sha256(f"{type(name).__name__}:{name}".encode()).digest()[:8], "big")
 
 

@@ -45,9 +45,13 @@ def check_real(
     """Return `value` as a finite float within [minimum, maximum], or strictly inside when `exclusive`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shorten(value)} ({type(value).__name__})")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(_check_range(name, float(value), minimum, maximum, exclusive))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {shorten(value)}")
+    return _check_range(name, number, minimum, maximum, exclusive)
 
 
 def check_option(name: str, value: Any, options: Sequence[Any]) -> Any:
@@ -91,10 +95,12 @@ def check_array(
         raise ValueError(f"{name} must be finite, got {array[position]} at index {position if position else 'scalar'}")
     if dtype is None:
         dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
-    dtype = np.dtype(dtype)
-    if dtype.kind in "iu" and array.dtype.kind == "f" and not (array == np.floor(array)).all():
-        raise ValueError(f"{name} must hold whole numbers, got {shorten(array.ravel()[:5].tolist())}")
-    return array.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(dtype, copy=False)
+    if cast.dtype.kind in "iu" and not (cast == array).all():
+        wrong = array[cast != array].ravel()[0]
+        raise ValueError(f"{name} must hold whole numbers that fit {cast.dtype}, got {wrong}")
+    return cast
 
 
 def check_same_length(**arrays: Any) -> int:
@@ -108,7 +114,11 @@ def check_same_length(**arrays: Any) -> int:
 
 def _as_numeric(name: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        try:
+            value = value.detach().cpu().numpy()
+        except (TypeError, RuntimeError):
+            kind = f"{value.layout} {value.dtype}"
+            raise TypeError(f"{name} must be a dense tensor of a NumPy type, got {kind}") from None
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} must be a dense array, got a sparse {type(value).__name__}")
     try:
@@ -116,6 +126,8 @@ def _as_numeric(name: str, value: Any) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{name} must be a regular array, got {shorten(value)} ({error})") from None
     if array.dtype == object:
+        if any(isinstance(item, (str, bytes)) for item in array.flat):  # NumPy would parse it
+            raise TypeError(f"{name} must be numeric, got text in {shorten(value)}")
         try:
             array = array.astype(np.float64)
         except (TypeError, ValueError):
@@ -127,7 +139,8 @@ def _as_numeric(name: str, value: Any) -> np.ndarray:
 
 def _check_shape(name: str, array: np.ndarray, shape: Sequence[int | str | None]) -> None:
     fits = array.ndim == len(shape) and all(
-        not isinstance(expected, int) or expected == size for expected, size in zip(shape, array.shape, strict=True)
+        not isinstance(expected, numbers.Integral) or expected == size
+        for expected, size in zip(shape, array.shape, strict=True)
     )
     if not fits:
         expected = ", ".join("any" if axis is None else str(axis) for axis in shape)
