@@ -16,8 +16,6 @@ import torch
 from natwise.core.io import load_npz
 from natwise.core.linearized import empirical_ntk
 from natwise.samples.unique_information import (
-    Smoothing,
-    information_by_group,
     leave_one_out,
     leave_one_out_changes,
 )
