@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import subprocess
 import tempfile
 import time
