@@ -85,7 +85,8 @@ def check_bad_input(call: Callable[..., Any], cases: Iterable[BadInput], **good:
                 call(**{**good, **kwargs})
         except expected as error:
             message = str(error)
-            if "\n" in message or text not in message or not any(name in message for name in kwargs):
+            named = any(re.search(rf"(?<!\w){name}(?!\w)", message) for name in kwargs)
+            if "\n" in message or text not in message or not named:
                 broken.append(shown + f"message {message!r}, expected one line with {text!r} and the argument")
         except Exception as error:
             broken.append(shown + f"{type(error).__name__} {error}, expected {expected.__name__}")
