@@ -19,6 +19,7 @@ from natwise.core.validation import check_option
 from ._curve import LearningCurve, Observations, check_observations
 
 SMALLEST_ERROR = 1e-9
+MAX_EVALUATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _fit_form(form: Form, observations: Observations) -> Any:
             np.clip(start, lower, upper),
             bounds=(lower, upper),
             x_scale="jac",
-            max_nfev=500,
+            max_nfev=MAX_EVALUATIONS,
         )
         for start in form.starts(n, score)
     ]

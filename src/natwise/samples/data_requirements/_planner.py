@@ -65,7 +65,7 @@ class DataRequirementPlanner(BaseEstimator):
         correction: float = 0.0,
         rtol: float = 0.1,
         confidence: float = 0.95,
-        min_growth: float = 1.5,
+        min_growth: float = 2.0,
     ):
         self.model = model
         self.target = target
