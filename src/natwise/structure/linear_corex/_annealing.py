@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from natwise.structure.linear_corex._ascent import Ascent
 ANNEALING = tuple(0.6**k for k in range(1, 7))
 START = 0.1  # correlation of a fresh factor with its noisy copy: u = 0.01
 COMPRESSION = 2  # rows per column from which the data are replaced by their R factor
+
+Report: TypeAlias = Callable[[float, float], None]
 
 
 @dataclass
@@ -31,7 +34,7 @@ def climb(
     anneal: bool,
     tol: float,
     max_iter: int,
-    report: Callable[[float, float], None] = lambda eps, tc: None,
+    report: Report = lambda eps, tc: None,
 ) -> Climb:
     """Maximise the objective on standardised data.
 
@@ -58,19 +61,20 @@ def climb(
     for eps in (*(ANNEALING if anneal else ()), 0.0):
         weights *= rescaling(weights, u, previous, eps).to(weights.dtype)[:, None]
         ascent = Ascent(X, weights, eps)
-        converged = _run_stage(ascent, tol, max_iter, lambda tc, eps=eps: (history.append(tc), report(eps, tc)))
+        converged = _run_stage(ascent, tol, max_iter, history, report)
         u, previous = ascent.u, eps
     return Climb(weights, history, converged)
 
 
-def _run_stage(ascent: Ascent, tol: float, max_iter: int, record: Callable[[float], object]) -> bool:
+def _run_stage(ascent: Ascent, tol: float, max_iter: int, history: list[float], report: Report) -> bool:
     """Step until the objective stands still; return whether it does."""
     tol = max(tol, torch.finfo(ascent.weights.dtype).eps * abs(ascent.tc))
     small_gains = 0
     for _ in range(max_iter):
         before = ascent.tc
         moved = ascent.step()
-        record(ascent.tc)
+        history.append(ascent.tc)
+        report(ascent.eps, ascent.tc)
         small_gains = small_gains + 1 if ascent.tc - before < tol else 0
         if not moved or small_gains == 2:
             return True

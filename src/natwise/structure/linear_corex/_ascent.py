@@ -56,8 +56,7 @@ class Ascent:
     """
 
     def __init__(self, X: torch.Tensor, weights: torch.Tensor, eps: float = 0.0):
-        self._X, self._eps = X, eps
-        self.weights = weights
+        self._X, self.weights, self.eps = X, weights, eps
         self._factors, self._rho = self._images(weights)
         self._line, self._line_rho = torch.zeros_like(weights), torch.zeros_like(weights)
         self._line_factors = torch.zeros_like(self._factors)
@@ -174,13 +173,13 @@ class Ascent:
     def _images(self, V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return V X^T and V S."""
         factors = V @ self._X.T
-        image = (factors * ((1 - self._eps**2) / len(self._X))) @ self._X
-        return factors, image.add_(V, alpha=self._eps**2) if self._eps else image
+        image = (factors * ((1 - self.eps**2) / len(self._X))) @ self._X
+        return factors, image.add_(V, alpha=self.eps**2) if self.eps else image
 
     def _inner(self, A: torch.Tensor, A_X: torch.Tensor, B: torch.Tensor, B_X: torch.Tensor) -> torch.Tensor:
         """Return A S B^T in float64 from A, B and their products with X^T."""
-        inner = (A_X @ B_X.T).double() * ((1 - self._eps**2) / len(self._X))
-        return inner + self._eps**2 * (A @ B.T).double() if self._eps else inner
+        inner = (A_X @ B_X.T).double() * ((1 - self.eps**2) / len(self._X))
+        return inner + self.eps**2 * (A @ B.T).double() if self.eps else inner
 
 
 def _dot(A: torch.Tensor, B: torch.Tensor) -> float:

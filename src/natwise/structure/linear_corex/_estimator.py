@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -17,13 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from natwise.core.gaussian import LowRankDiagCovariance
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, check_real, shorten
-from natwise.structure.linear_corex._annealing import Climb, climb, random_weights
+from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
+from natwise.structure.linear_corex._annealing import Climb, Report, climb, random_weights
 from natwise.structure.linear_corex._gaussianize import KINDS, Gaussianizer
 from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE, loadings, mutual_information, objective_moments
 from natwise.structure.linear_corex._overlap import OverlapModel, climb_with_overlap, random_overlap_weights
 
-NEARLY_COPY = 1e-4  # variance that a factor leaves to a variable, below which the variable is called a copy of it
+NEARLY_COPY = 0.99995  # correlation of two columns from which the smaller noise is not worth modelling
+FAR_OUT = 6  # standard deviations
 LARGEST_U = 1 - 1e-7
 
 
@@ -150,19 +151,23 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ConvergenceWarning
             If the last stage needed more than `max_iter` iterations.
         UserWarning
-            If a variable nearly is a copy of a factor (duplicated columns), if the number that marks missing values
-            does not occur, or if the columns are not standardised although ``gaussianize=None``.
+            If two columns nearly are copies of one another, if the number that marks missing values does not occur,
+            or if the columns are not standardised although ``gaussianize=None``.
         """
         self._check_parameters()
         X = self._check_data(X, reset=True)
-        check_integer("n_components", self.n_components, minimum=1, maximum=X.shape[1])
+        if self.n_components > X.shape[1]:
+            raise ValueError(f"n_components must be at most n_features = {X.shape[1]}, got {self.n_components}")
         self._discard_dense()
         self._gaussianizer = Gaussianizer(self.gaussianize, self.missing_values).fit(X)
         Z = self._gaussianizer.transform(X)
         if not Z.any():
             raise ValueError("X must have a column that varies, all its columns are constant")
-        if self.verbose and np.abs(Z).max() > 6:
-            warnings.warn("X has values beyond 6 standard deviations; see gaussianize='outliers'", stacklevel=2)
+        _warn_of_copies(Z)
+        if self.verbose and np.abs(Z).max() > FAR_OUT:
+            warnings.warn(
+                f"X has values beyond {FAR_OUT} standard deviations; see gaussianize='outliers'", stacklevel=2
+            )
         found = self._climb(Z)
         if not found.converged:
             warnings.warn(
@@ -187,9 +192,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Return the variables predicted from factors `X` (n_samples, n_components), in the units of the data."""
         check_is_fitted(self)
-        factors = np.asarray(X, dtype=np.float64)
-        if factors.ndim != 2 or factors.shape[1] != len(self.components_):
-            raise ValueError(f"X must have shape (n_samples, {len(self.components_)}), got {factors.shape}")
+        factors = check_array("X", X, shape=("n_samples", len(self.components_)), dtype=np.float64)
         return self._gaussianizer.inverse_transform(factors @ self._regression)
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -271,7 +274,6 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tcs = mutual_information(moments["rho"]).sum(axis=1) + 0.5 * np.log1p(-moments["uj"])
         order = np.argsort(-tcs, kind="stable")
         rho, A = moments["rho"][order], loadings(moments)[order]
-        _warn_of_copies(rho)
         regression = np.linalg.solve(moments["ry"][np.ix_(order, order)], rho)
         self._store(weights[order], rho, tcs[order], moments["TC"], regression)
         self._store_covariance(A, 1 - (A**2).sum(axis=0))
@@ -315,19 +317,23 @@ def _below_one(Z: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights * np.sqrt(np.minimum(1, LARGEST_U / np.maximum(u, LARGEST_U)))[:, None]
 
 
-def _warn_of_copies(rho: np.ndarray) -> None:
-    copies = np.flatnonzero((1 - rho**2).min(axis=0) < NEARLY_COPY)
+def _warn_of_copies(Z: np.ndarray) -> None:
+    """Warn of columns that nearly are copies: they meet when the columns are sorted by a random projection."""
+    unit = Z / np.maximum(np.linalg.norm(Z, axis=0), np.finfo(float).tiny)
+    order = np.argsort(np.abs(np.random.default_rng(0).standard_normal(len(Z)) @ unit))
+    correlation = np.einsum("ij,ij->j", unit[:, order[1:]], unit[:, order[:-1]])
+    copies = np.flatnonzero(np.abs(correlation) > NEARLY_COPY)
     if len(copies):
-        listed = ", ".join(map(str, copies[:5])) + (", ..." if len(copies) > 5 else "")
+        first, second = sorted(order[copies[0] : copies[0] + 2])
         warnings.warn(
-            f"X has columns that are nearly copies of a factor (duplicated columns?): {listed}; "
-            "the covariance estimate is nearly singular",
-            stacklevel=4,
+            f"X has nearly identical columns, such as {first} and {second} ({len(copies)} found): their covariance is "
+            "nearly singular, and tc_ grows without limit where a factor follows them",
+            stacklevel=3,
         )
 
 
 @contextmanager
-def _progress(wanted: bool) -> Iterator[Callable[[float, float], None]]:
+def _progress(wanted: bool) -> Iterator[Report]:
     """Yield a function that reports noise and objective; it draws on stderr when that is a terminal."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda eps, tc: None

@@ -89,7 +89,7 @@ class Gaussianizer:
     def _missing(self, X: np.ndarray) -> np.ndarray:
         if self.missing_values is None:
             return np.zeros(X.shape, dtype=bool)
-        return np.isnan(X) if np.isnan(self.missing_values) else self.missing_values == X
+        return np.isnan(X) if np.isnan(self.missing_values) else np.equal(X, self.missing_values)
 
     def _fill(self, X: np.ndarray) -> np.ndarray:
         missing = self._missing(X)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from natwise.core.validation import check_array, check_real
@@ -67,7 +69,7 @@ def corex_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[
     return {**moments, **_information_moments(moments)}
 
 
-def objective_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[str, np.ndarray | float]:
+def objective_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[str, Any]:
     """Return the moments that the objective is made of; arguments as in `corex_moments`, already checked."""
     rho = (1 - eps**2) * ((weights @ X.T) @ X) / len(X) + eps**2 * weights
     ry = weights @ rho.T
@@ -95,7 +97,7 @@ def objective_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> d
     }
 
 
-def _information_moments(moments: dict) -> dict[str, np.ndarray | float]:
+def _information_moments(moments: dict[str, Any]) -> dict[str, Any]:
     rho = moments["rho"]
     pairwise = mutual_information(rho)
     regression = np.linalg.solve(moments["ry"], rho).T
@@ -121,6 +123,6 @@ def mutual_information(rho: np.ndarray) -> np.ndarray:
     return -0.5 * np.log1p(-(rho**2))
 
 
-def loadings(moments: dict) -> np.ndarray:
+def loadings(moments: dict[str, Any]) -> np.ndarray:
     """Return A (m, p): the model's correlation of variables i != k is (A^T A)_ik."""
     return moments["rhoinvrho"] / (1 + moments["Si"])

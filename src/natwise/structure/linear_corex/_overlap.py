@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from natwise.structure.linear_corex._annealing import Climb, compress
+from natwise.structure.linear_corex._annealing import Climb, Report, compress
 
 SMALLEST_VARIANCE = 1e-6
 STEP = 0.1
@@ -69,7 +68,7 @@ def climb_with_overlap(
     *,
     tol: float,
     max_iter: int,
-    report: Callable[[float, float], None] = lambda eps, tc: None,
+    report: Report = lambda eps, tc: None,
 ) -> Climb:
     """Iterate the update on standardised data `X` (n, p) from `weights` (m, p) until a gain is less than `tol`."""
     X = compress(X)
