@@ -12,23 +12,23 @@ from safetensors.torch import load_file
 from natwise.testing import check_resume, same_bits
 
 JOB = Path(__file__).with_name("training_job.py")
-train = runpy.run_path(str(JOB))["train"]
+job = runpy.run_path(str(JOB))
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_killed_training_ends_with_the_same_bits(tmp_path, kills):
     resumed, undisturbed, checkpoint = (tmp_path / name for name in ("resumed", "undisturbed", "checkpoint.pt"))
     check_resume([sys.executable, str(JOB), str(resumed), str(checkpoint)], checkpoint, kills=kills, seconds=0.3)
-    train(undisturbed, dropout=0.3, max_epochs=80)
+    job["train"](undisturbed, dropout=0.3, max_epochs=80)
     assert same_bits(load_file(resumed), load_file(undisturbed))
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    """21 samples in batches of 5: shares of 3 and 2, and a last batch of one sample for two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*launch, str(JOB), str(tmp_path / "two")], check=True)
-    train(tmp_path / "one")
-    one = load_file(tmp_path / "one")
-    for rank in range(2):
-        for name, weight in load_file(tmp_path / f"two.{rank}").items():
-            torch.testing.assert_close(weight, one[name], rtol=0, atol=1e-5)
+    for i, options in enumerate(job["UNEVEN"]):
+        job["train"](tmp_path / "one", **options)
+        one = load_file(tmp_path / "one")
+        for rank in range(2):
+            for name, value in load_file(tmp_path / f"two.{i}.{rank}").items():
+                torch.testing.assert_close(value, one[name], rtol=0, atol=1e-5)

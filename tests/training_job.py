@@ -10,9 +10,14 @@ from torch.nn.functional import mse_loss
 from natwise.core.random import Streams
 from natwise.core.training import Trainer
 
+UNEVEN = (
+    {"n_samples": 21, "batch_size": 5, "max_grad_norm": 1.0, "patience": 3, "max_seconds": 600},
+    {"n_samples": 3, "batch_size": 2},  # the second process has nothing to do in the batch of one
+)
+
 
 def train(out, checkpoint=None, *, dropout=0.0, n_samples=21, **options):
-    """Train a small network on a noisy sum and write its weights; every setting but `options` is fixed."""
+    """Train a small network on a noisy sum; write its weights and losses."""
     streams = Streams(7)
     x = streams.numpy("x").standard_normal((n_samples, 6)).astype("float32")
     y = x.sum(1, keepdims=True) + streams.numpy("y").standard_normal((n_samples, 1)).astype("float32")
@@ -21,9 +26,12 @@ def train(out, checkpoint=None, *, dropout=0.0, n_samples=21, **options):
             torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(16, 1)
         )
     options = {"max_epochs": 8, "batch_size": 5, "learning_rate": 0.01, "random_state": 3, **options}
-    history = Trainer(**options).fit(model, squared_error, {"x": x, "y": y}, checkpoint=checkpoint)
-    save_file(model.state_dict(), out)
-    return history
+    data = {"x": torch.from_numpy(x), "y": torch.from_numpy(y)}
+    history = Trainer(**options).fit(
+        model, squared_error, data, validate=lambda model: squared_error(model, data, 0).item(), checkpoint=checkpoint
+    )
+    numbers = {"losses": torch.tensor(history.losses), "scores": torch.tensor(history.scores)}
+    save_file({**model.state_dict(), **numbers}, out)
 
 
 def squared_error(model, batch, step):
@@ -34,4 +42,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         train(sys.argv[1], sys.argv[2], dropout=0.3, max_epochs=80, checkpoint_every=0.0)
     else:
-        train(f"{sys.argv[1]}.{os.environ['RANK']}")
+        for i, options in enumerate(UNEVEN):
+            train(f"{sys.argv[1]}.{i}.{os.environ['RANK']}", **options)

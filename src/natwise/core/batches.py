@@ -23,12 +23,12 @@ class Batches:
             raise ValueError(f"steps_per_epoch must be {expected}, got {steps_per_epoch}")
         self.n_samples = 0 if self.drawn else _length(data)
         self.steps_per_epoch: int = steps_per_epoch or math.ceil(self.n_samples / batch_size)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
+        self._order: tuple[int, list[np.ndarray]] = (-1, [])
 
     def part(self, step: int, streams: Streams, process: int, n_processes: int) -> tuple[Any, float]:
         """Return the share of one process, and its weight in the mean over processes.
 
-        An empty share (a last batch with fewer samples than processes) holds one sample of weight zero, so that
+        An empty share (a batch with fewer samples than processes) holds one sample of weight zero, so that
         every process takes part in every exchange of gradients.
         """
         if self.drawn:
@@ -42,16 +42,19 @@ class Batches:
 
     def share_of_epoch(self, step: int) -> float:
         """Return the fraction of the epoch's samples that the batch of `step` holds."""
-        if self.drawn:
-            return 1 / self.steps_per_epoch
-        left = self.n_samples - step % self.steps_per_epoch * self.batch_size
-        return min(self.batch_size, left) / self.n_samples
+        n, steps = self.n_samples, self.steps_per_epoch
+        return 1 / steps if self.drawn else (n // steps + (step % steps < n % steps)) / n
 
     def _rows(self, step: int, streams: Streams) -> np.ndarray:
+        """Return the rows of a batch; all batches of an epoch have the same size, or one sample less.
+
+        A last batch that holds what is left could hold one sample, which batch normalisation refuses.
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, streams.child("order").numpy(epoch).permutation(self.n_samples))
-        return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+            order = streams.child("order").numpy(epoch).permutation(self.n_samples)
+            self._order = (epoch, np.array_split(order, self.steps_per_epoch))
+        return self._order[1][position]
 
     def _take(self, source: Any, rows: np.ndarray) -> Any:
         if isinstance(source, Mapping):
