@@ -21,7 +21,7 @@ _MODULES = (
     "supervision",
 )
 
-__all__ = ["Result", "__version__", *_MODULES]  # noqa: PLE0604
+__all__ = ["Result", "__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
