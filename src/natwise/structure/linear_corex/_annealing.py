@@ -100,9 +100,10 @@ def random_weights(X: torch.Tensor, n_components: int, generator: np.random.Gene
 def rescaling(weights: torch.Tensor, u: torch.Tensor, old: float, new: float) -> torch.Tensor:
     """Return factors (m,), float64, by which weights of given `u` stay below u = 1 when the noise changes.
 
-    They keep each u a little below its old value; three digits are kept, so that rounding cannot push u over 1.
+    They keep each u a little below its old value; three digits are kept, so that rounding cannot push u over 1. A factor
+    that holds nothing but noise is not blown up by more than a hundred.
     """
     norm = torch.linalg.vecdot(weights, weights).double()
     delta = (new**2 - old**2) / (1 - new**2) * norm / u
-    scale = torch.sqrt((1 - old**2) / ((1 - new**2) * (1 + delta)))
+    scale = torch.sqrt((1 - old**2) / ((1 - new**2) * (1 + delta).clamp(min=1e-4)))
     return torch.floor(1000 * scale) / 1000

@@ -52,7 +52,9 @@ class Gaussianizer:
         filled = self._fill(X)
         if self.kind in ("standard", "outliers"):
             divisor = n_observed if self.kind == "standard" else len(X)
-            self._fit_scale(self.fill_, np.sqrt(((filled - self.fill_) ** 2).sum(axis=0) / divisor))
+            with np.errstate(over="ignore"):
+                scale = np.sqrt(((filled - self.fill_) ** 2).sum(axis=0) / divisor)
+            self._fit_scale(self.fill_, scale)
         elif self.kind is None:
             self._fit_scale(np.zeros(X.shape[1]), _unit_or_larger(filled))
         else:
@@ -114,7 +116,8 @@ def _quantiles(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _unit_or_larger(X: np.ndarray) -> np.ndarray:
     """Return 1 for columns that the formulas can take as they are, and the root mean square of larger ones."""
-    size = np.sqrt((X**2).mean(axis=0))
+    with np.errstate(over="ignore"):
+        size = np.sqrt((X**2).mean(axis=0))
     large = size > 1.001
     if large.any():
         warnings.warn(
