@@ -7,6 +7,7 @@ standard deviation of y(x), and the smallest x at which y falls to a given value
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass
@@ -30,21 +31,26 @@ class ExtrapolationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Observations:
-    """Measured points in logarithms, sorted by size: ``x = ln n``, ``y = ln error`` and weights of mean 1."""
+    """Measured points, sorted by size ``n``: ``y = ln error`` and weights of mean 1."""
 
-    x: np.ndarray
+    n: np.ndarray
     y: np.ndarray
     weight: np.ndarray
 
-    @property
+    @functools.cached_property
+    def x(self) -> np.ndarray:
+        """The logarithms of the sizes."""
+        return np.log(self.n)
+
+    @functools.cached_property
     def sizes(self) -> np.ndarray:
         """The distinct values of ``x``, ascending."""
         return np.unique(self.x)
 
     def up_to(self, x: float) -> Observations:
-        """Return the points with size at most ``x``."""
+        """Return the points whose ln n is at most `x`."""
         keep = self.x <= x
-        return Observations(self.x[keep], self.y[keep], self.weight[keep])
+        return Observations(self.n[keep], self.y[keep], self.weight[keep])
 
 
 def check_observations(n: Any, errors: Any, sample_weight: Any = None) -> Observations:
@@ -65,14 +71,14 @@ def check_observations(n: Any, errors: Any, sample_weight: Any = None) -> Observ
     if (n <= 0).any():
         raise ValueError(f"n must be > 0, got {n[n <= 0][0]:g}")
     _check_error_rates(errors)
-    if (weight < 0).any() or not weight.any():
+    if (weight < 0).any() or (len(weight) and not weight.any()):
         raise ValueError(f"sample_weight must be >= 0 and not all 0, got {shorten(weight.tolist())}")
     used = np.flatnonzero(weight > 0)
     used = used[np.argsort(n[used], kind="stable")]
     distinct = np.unique(n[used])
     if len(distinct) < MIN_SIZES:
         raise ValueError(f"n must hold at least {MIN_SIZES} distinct sizes, got {shorten(distinct.tolist())}")
-    observations = Observations(np.log(n[used]), np.log(errors[used]), weight[used] / weight[used].mean())
+    observations = Observations(n[used], np.log(errors[used]), weight[used] / weight[used].mean())
     _check_errors_fall(observations)
     return observations
 
@@ -209,20 +215,19 @@ class LearningCurve(BaseEstimator):
         check_is_fitted(self)
         limit = self._check_max_extrapolation() * self.largest_size_
         if self._log_error(np.log([self.smallest_size_]))[0] <= log_target:
-            return math.ceil(self.smallest_size_), "reached"
+            return _round_up(self.smallest_size_), "reached"
         x = self._solve(log_target)
         if x == math.inf:
             return math.inf, "unreachable"
         if x > min(math.log(limit), 700):
             return math.inf, "cannot say"
-        # the tolerance undoes rounding, so that the size of a predicted error is that size again
-        size = math.ceil(math.exp(x) * (1 - 1e-9))
+        size = _round_up(math.exp(x))
         return size, "reached" if size <= self.largest_size_ else "forecast"
 
     def _remember_range(self, observations: Observations) -> Self:
         self._check_max_extrapolation()
-        self.smallest_size_ = float(np.exp(observations.x[0]))
-        self.largest_size_ = float(np.exp(observations.x[-1]))
+        self.smallest_size_ = float(observations.n[0])
+        self.largest_size_ = float(observations.n[-1])
         return self
 
     def _check_max_extrapolation(self) -> float:
@@ -264,8 +269,13 @@ def _first_size_below(x: np.ndarray, y: np.ndarray, log_target: float) -> int | 
         return math.inf
     i = int(below[0])
     if i > 0 and math.isfinite(y[i - 1]):
-        return math.ceil(math.exp(np.interp(-log_target, -y[i - 1 : i + 1], x[i - 1 : i + 1])) * (1 - 1e-9))
-    return math.ceil(math.exp(x[i]) * (1 - 1e-9))
+        return _round_up(math.exp(np.interp(-log_target, -y[i - 1 : i + 1], x[i - 1 : i + 1])))
+    return _round_up(math.exp(x[i]))
+
+
+def _round_up(size: float) -> int:
+    """Return the next integer; the tolerance makes the size that belongs to a predicted error that size again."""
+    return math.ceil(size * (1 - 1e-9))
 
 
 def _check_error_rates(errors: np.ndarray) -> None:

@@ -28,7 +28,7 @@ N_TREES = 100
 MIN_LEAF = 10
 MIN_FEW_SHOT = 3
 MIN_BEYOND = 2
-TRUST_CONFIRMED, TRUST_REFUTED = 0.75, 0.25
+TRUST_CONFIRMED, TRUST_REFUTED = 0.5, 0.25
 MIN_SIZES_OWN_FIT = 7
 OWN_FIT_FACTOR = 0.5
 
@@ -95,11 +95,11 @@ class MetaPiecewisePowerLaw(_TangentCurve):
     switching size N at the largest of them (the quadratic is never extrapolated). Three safeguards keep it from
     doing worse than the power law on curves unlike those of the bank:
 
-    - the learned curvature is multiplied by 0.75 if, without the largest size, it would have forecast that size
+    - the learned curvature is multiplied by 0.5 if, without the largest size, it would have forecast that size
       better than the power law, else by 0.25;
     - from seven distinct sizes on, `PiecewisePowerLaw` is fitted to the user's points alone if, without the two
       largest sizes, its forecast of them has less than half the power law's error;
-    - if the tail would rise, the power law is used.
+    - if the tail would rise, or the power law does not fall, the power law is used.
 
     The meta-learner of Jain et al. (CVPR 2023) predicts the parameters with a random forest too; its details were
     not available to us. What is described here is our reconstruction, measured on `page.md`.
@@ -135,12 +135,16 @@ class MetaPiecewisePowerLaw(_TangentCurve):
         if not isinstance(bank, CurveBank):
             raise TypeError(f"bank must be a CurveBank, got {type(bank).__name__}")
         mean, square = bank.curvature(observations)
-        self.trust_ = TRUST_CONFIRMED if _confirmed(bank, observations) else TRUST_REFUTED
-        self._store_curvature(observations, self.trust_ * mean)
-        self.form_ = "meta"
-        if self.coef_[1] >= 0:
-            self._store_curvature(observations, 0.0)
-            self.form_, self.trust_ = "power law", 0.0
+        self.form_, self.trust_ = "power law", 0.0
+        self._store_curvature(observations, 0.0)
+        if self.coef_[1] < -1e-12:
+            trust = TRUST_CONFIRMED if _confirmed(bank, observations) else TRUST_REFUTED
+            self._store_curvature(observations, trust * mean)
+            if self.coef_[1] < 0:
+                self.form_, self.trust_ = "meta", trust
+            else:
+                self._store_curvature(observations, 0.0)
+        # E (c - used)^2 over the forest's conditional distribution of c
         self._curvature_variance = max(square - 2 * self.coef_[2] * mean + self.coef_[2] ** 2, 0.0)
         return self
 
@@ -152,7 +156,7 @@ class MetaPiecewisePowerLaw(_TangentCurve):
     def _store_curvature(self, observations: Observations, curvature: float) -> None:
         """Fit value and slope by weighted least squares around a given curvature, N at the largest size."""
         basis = _basis(observations.x - observations.x[-1])
-        rest = Observations(observations.x, observations.y - curvature * basis[:, 2], observations.weight)
+        rest = Observations(observations.n, observations.y - curvature * basis[:, 2], observations.weight)
         self._store(rest, observations.x[-1], columns=2)
         self.coef_[2] = curvature
         self._absorbed = weighted_least_squares(basis[:, :2], basis[:, 2], observations.weight)[0]

@@ -53,8 +53,9 @@ class DataRequirementPlanner(BaseEstimator):
     horizon_ : int or inf
         Largest size at which the band is still narrower than ``rtol``.
     next_size_ : int
-        Recommended total size after the next round: ``min(required_, horizon_)``, at least one round's growth
-        when neither lies beyond what was measured.
+        Recommended total size after the next round: ``min(required_, horizon_)``, where the horizon counts for
+        at least one round of ``min_growth``; one such round when there is no forecast; nothing new when the
+        target is reached.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class DataRequirementPlanner(BaseEstimator):
             self.status_, self.next_size_ = "reached", math.ceil(largest)
         elif self.required_ <= largest:  # reached by the curve, but the measurement disagrees
             self.status_, self.next_size_ = "forecast", smallest_round
+        elif math.isinf(self.required_):
+            self.next_size_ = smallest_round
         else:
             self.next_size_ = int(min(self.required_, max(self.horizon_, smallest_round)))
         return self

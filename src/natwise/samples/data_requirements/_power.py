@@ -196,9 +196,11 @@ class PiecewisePowerLaw(_TangentCurve):
         return self
 
     def _fall_back(self, observations: Observations, reason: str) -> Self:
-        warnings.warn(f"a power law was fitted instead of a piecewise one: {reason}", UserWarning, stacklevel=3)
         self.form_ = "power law"
-        return self._store(observations, float(observations.x.mean()), columns=2)
+        self._store(observations, float(observations.x.mean()), columns=2)
+        if self.coef_[1] < 0:  # where the power law does not fall either, nothing was lost
+            warnings.warn(f"a power law was fitted instead of a piecewise one: {reason}", UserWarning, stacklevel=3)
+        return self
 
 
 def _residual_std(rss: float, degrees_of_freedom: int) -> float:

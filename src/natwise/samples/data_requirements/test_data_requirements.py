@@ -115,12 +115,12 @@ def test_continuous_with_its_slope_at_the_switch(curve):
 
 
 @settings(max_examples=25, deadline=None)
-@given(curves, st.floats(12, 5000))
+@given(curves, st.integers(10, 5000))
 def test_inverse_round_trips_on_both_branches(curve, n):
     fitted = PiecewisePowerLaw(switch_size=curve[1]).fit(N, errors_of(curve))
     slope = fitted.theta_[1] + 2 * fitted.theta_[2] * math.log(10)
     if slope < -1e-3:  # falling from the first size on, so that the inverse is unique
-        assert fitted.required_samples(float(fitted.predict(n))) in (math.ceil(n), math.ceil(n) + 1)
+        assert fitted.required_samples(float(fitted.predict(n))) == n
     beyond = fitted.predict(np.geomspace(curve[1], 1e6, 50))
     assert (np.diff(beyond) < 0).all()
 
@@ -194,7 +194,7 @@ def test_required_interval_and_horizon():
     assert low < curve.required_samples(0.06) < high
     assert_allclose(curve.predict_interval([low])[0], 0.06, rtol=1e-3)
     assert_allclose(curve.predict_interval([high])[1], 0.06, rtol=1e-3)
-    horizons = [curve.horizon(rtol) for rtol in (0.001, 0.1, 0.2, 0.4)]
+    horizons = [curve.horizon(rtol) for rtol in (0.001, 0.12, 0.2, 0.4)]
     assert horizons[0] == N.max()
     assert sorted(set(horizons)) == horizons
     centre, upper = curve.predict(horizons[2]), curve.predict_interval(horizons[2])[1]
