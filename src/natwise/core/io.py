@@ -9,8 +9,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from natwise.core.validation import shorten
 
 MAX_ARCHIVE_BYTES = 16 * 2**30
 
@@ -60,6 +63,24 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_ARCHIVE_BYTES
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged input
             raise ValueError(f"{path} is no readable .npz file: {error}") from error
+
+
+def load_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a dict that `torch.save` wrote, tensors onto the CPU, without unpickling anything but plain data.
+
+    Raises `OSError` when the file cannot be opened, and `ValueError` naming the file when it is damaged, holds other
+    objects than tensors and plain containers, or holds no dict.
+    """
+    import torch
+
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged input
+            raise ValueError(f"{path} is no readable file of tensors: {shorten(error, 200)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no readable file of tensors: it holds a {type(content).__name__}, not a dict")
+    return content
 
 
 def _check_claims(archive: zipfile.ZipFile, max_bytes: int) -> None:

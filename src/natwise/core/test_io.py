@@ -1,4 +1,5 @@
 import io
+import pickle
 import resource
 import signal
 import struct
@@ -9,8 +10,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
-from natwise.core.io import atomic_path, load_npz, write_bytes, write_text
+from natwise.core.io import atomic_path, load_npz, load_torch, write_bytes, write_text
+from natwise.testing import same_bits
 
 KILLS = """
 import os, random, signal, sys, time
@@ -137,3 +140,43 @@ def test_hostile_npz_is_refused(tmp_path, name):
     tracemalloc.stop()
     assert str(path) in str(caught.value)
     assert peak < 8_000_000
+
+
+class _Opens:
+    def __reduce__(self):
+        return (open, ("/dev/null",))
+
+
+def _torch_file(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+TENSORS = _torch_file({"a": torch.arange(100), "n": 3})
+HOSTILE_TENSORS = {
+    "empty": b"",
+    "text": b"x" * 1000,
+    "pickle": pickle.dumps({"a": _Opens()}),
+    "code": _torch_file({"a": _Opens()}),
+    "module": _torch_file(torch.nn.Linear(1, 1)),
+    "list": _torch_file([1]),
+    **{f"cut {n}": TENSORS[:n] for n in (1, 100, len(TENSORS) // 2, len(TENSORS) - 200, len(TENSORS) - 1)},
+}
+
+
+def test_load_torch(tmp_path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(TENSORS)
+    assert same_bits(load_torch(path), {"a": torch.arange(100), "n": 3})
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_torch(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", HOSTILE_TENSORS)
+def test_hostile_torch_file_is_refused(tmp_path, name):
+    path = tmp_path / "hostile.pt"
+    path.write_bytes(HOSTILE_TENSORS[name])
+    with pytest.raises(ValueError, match=r"hostile.pt is no readable file of tensors: .") as caught:
+        load_torch(path)
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,10 @@ import torch
 from torch.utils.data import default_collate
 
 from natwise.core.batches import Batches
-from natwise.core.io import atomic_path
+from natwise.core.io import atomic_path, load_torch
+from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams, seed_torch_global
-from natwise.core.validation import check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -190,21 +190,10 @@ class Trainer:
         if self.patience is not None and validate is None:
             raise ValueError(f"patience must be None without validate, got {self.patience}")
         check_option("mixed_precision", self.mixed_precision, PRECISIONS)
-        return check_device("device", self.device, self.mixed_precision)
-
-
-def check_device(name: str, value: Any, mixed_precision: str = "no") -> torch.device:
-    """Return `value` as a torch device that this machine has and that can train in `mixed_precision`."""
-    try:
-        device = torch.device(value)
-    except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"{name} must be like 'cpu', 'cuda' or 'cuda:0', got {shorten(value)}") from None
-    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= available.get(device.type, 0):
-        raise ValueError(f"{name} must be a device of this machine, got {str(device)!r}")
-    if mixed_precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"mixed_precision='fp16' must be trained on a GPU, got {name}={str(device)!r}")
-    return device
+        device = check_device("device", self.device)
+        if self.mixed_precision == "fp16" and device.type != "cuda":
+            raise ValueError(f"mixed_precision='fp16' must be trained on a GPU, got device {str(device)!r}")
+        return device
 
 
 @dataclass
@@ -273,12 +262,13 @@ class _Run:
         self.streams = Streams(state.seed)
         self.draws = self.streams.child("draws").child(self.accelerator.process_index)
         self.started = self.saved = time.monotonic()
-        with _progress(self._shows_progress(), self.n_steps, state.step) as show:
+        wanted = bool(self.options.verbose) and self.accelerator.is_main_process
+        with progress(self.n_steps, wanted=wanted, done=state.step) as report:
             while (stopped := self._stopped()) is None:
                 loss = self._step()
                 if state.step % state.steps_per_epoch == 0:
                     self._end_epoch()
-                show(state.step, self._describe(loss))
+                report(state.step, self._describe(loss))
                 if time.monotonic() - self.saved >= self.options.checkpoint_every:
                     self._save()
         self._save()
@@ -357,7 +347,7 @@ class _Run:
         """Write checkpoints to `path`, and resume from the one that is there."""
         self.checkpoint = path
         if path.exists():
-            content = _read_checkpoint(path)
+            content = load_torch(path)
             try:
                 self._restore(content)
             except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
@@ -391,27 +381,10 @@ class _Run:
             holders["scaler"] = self.accelerator.scaler
         return holders
 
-    # progress
-
-    def _shows_progress(self) -> bool:
-        return bool(self.options.verbose) and self.accelerator.is_main_process and sys.stderr.isatty()
-
     def _describe(self, loss: float) -> str:
         scores, epoch = self.state.scores, math.ceil(self.state.step / self.state.steps_per_epoch)
         best = f", score {scores[-1]:.4g}, best {min(scores):.4g}" if scores else ""
         return f"epoch {epoch}/{self.options.max_epochs}, loss {loss:.4g}{best}"
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for damaged input
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is no readable checkpoint: {shorten(reason, 200)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no readable checkpoint: it holds a {type(content).__name__}")
-    return content
 
 
 @contextmanager
@@ -437,17 +410,3 @@ def _private_accelerator(device: torch.device, mixed_precision: str) -> Iterator
         for state, content in zip(shared, before, strict=True):
             state.clear()
             state.update(content)
-
-
-@contextmanager
-def _progress(shown: bool, n_steps: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    if not shown:
-        yield lambda step, text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=n_steps, completed=done)
-        yield lambda step, text: bar.update(task, completed=step, description=text)

@@ -10,9 +10,12 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def shorten(value: object, limit: int = 60) -> str:
@@ -101,6 +104,20 @@ def check_array(
         wrong = array[cast != array].ravel()[0]
         raise ValueError(f"{name} must hold whole numbers that fit {cast.dtype}, got {wrong}")
     return cast
+
+
+def check_device(name: str, value: Any) -> torch.device:
+    """Return `value`, text or a torch device, as a torch device that this machine has."""
+    import torch
+
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"{name} must be like 'cpu', 'cuda' or 'cuda:0', got {shorten(value)}") from None
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        raise ValueError(f"{name} must be a device of this machine, got {str(device)!r}")
+    return device
 
 
 def check_same_length(**arrays: Any) -> int:
