@@ -89,7 +89,7 @@ FORMS = {
     "algebraic_root": Form(
         _root_score,
         _root_size,
-        lambda n, s: [(1.0 + 1e-3, b, -1.0) for b in (0.1, 0.3, 1.0)] + [(5.0 / n.mean(), 1.0, 0.0)],
+        lambda n, s: [(1.0 + 1e-3, b, -1.0) for b in (0.2, 1.0)],
         ((1e-9, 0.02, -INF), (INF, 20.0, INF)),
     ),
     "hoiem": Form(

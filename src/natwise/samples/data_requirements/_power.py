@@ -231,10 +231,17 @@ def _profile_switch(observations: Observations) -> float:
 
 
 def _profile(observations: Observations, log_switches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted residual sum of squares and the final slope for each candidate ln N, all at once."""
-    root = np.sqrt(observations.weight)
-    design = _basis(observations.x - log_switches[:, None])[..., :3] * root[:, None]
-    y = observations.y * root
-    coef = np.linalg.pinv(design, rcond=1e-12) @ y
-    residual = y - (design @ coef[..., None])[..., 0]
-    return (residual**2).sum(axis=1), coef[:, 1]
+    """Return the weighted residual sum of squares and the final slope for each candidate ln N, all at once.
+
+    The line 1, x is the same for every candidate: what it explains is taken out once, one coefficient remains.
+    """
+    root, x = np.sqrt(observations.weight), observations.x
+    line = np.stack([root, root * (x - x.mean())], axis=1)
+    inverse = np.linalg.pinv(line)
+    y = root * observations.y
+    bend = root * np.minimum(x - log_switches[:, None], 0.0) ** 2
+    y_rest = y - line @ (inverse @ y)
+    bend_rest = bend - (bend @ inverse.T) @ line.T
+    curvature = bend_rest @ y_rest / (bend_rest**2).sum(axis=1)
+    residual = y_rest - curvature[:, None] * bend_rest
+    return (residual**2).sum(axis=1), inverse[1] @ y - curvature * (bend @ inverse[1])

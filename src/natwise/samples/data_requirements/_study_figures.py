@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from natwise.result import Result
 
@@ -22,7 +24,16 @@ def draw(claim: str, result: Result) -> Figure:
 
 def _log_axes(axes: Axes) -> None:
     axes.set(xscale="log", yscale="log", xlabel="training samples", ylabel="error rate")
+    _plain_ticks(axes.xaxis, axes.yaxis)
     axes.legend(frameon=False)
+
+
+def _plain_ticks(*axes: Axis) -> None:
+    """Write 0.2 instead of 2 x 10^-1."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_recovery(axes: Axes, result: Result) -> None:
@@ -49,6 +60,7 @@ def _draw_collected(axes: Axes, result: Result) -> None:
     axes.set_yticks(range(1, len(names) + 1), [name.replace("_", " ") for name in names])
     axes.axvline(1, color=ORANGE, lw=1)
     axes.set(xscale="log", xlabel="data asked for or collected / data needed")
+    _plain_ticks(axes.xaxis)
 
 
 def _draw_families(axes: Axes, result: Result) -> None:
