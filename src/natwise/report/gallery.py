@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from natwise.report.svg import svg as svg
 
 _COLUMNS = (
     ("method", "key"),
@@ -48,17 +46,6 @@ def html(entries: Sequence[Mapping[str, Any]]) -> str:
     from natwise.report.environment import environment
 
     return environment().get_template("gallery.html.jinja").render(entries=entries, columns=_COLUMNS)
-
-
-def svg(figure: Figure) -> str:
-    """Return a matplotlib figure as an inline SVG element; the same figure gives the same text."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "natwise", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _cell(value: object) -> str:

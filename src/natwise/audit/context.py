@@ -1,0 +1,72 @@
+"""What every answer of the audit is given: the table, its numbers, random streams, and a deadline."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from natwise.core.random import Streams
+from natwise.datasets.encoding import Encoded
+from natwise.datasets.tables import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """One audit's inputs, shared by its answers.
+
+    Parameters
+    ----------
+    table : Table
+        The data as given.
+    encoded : Encoded
+        Its features as numbers.
+    streams : Streams
+        Random streams of this audit; each answer takes children named after itself.
+    target : float, optional
+        The accuracy the user aims for.
+    """
+
+    table: Table
+    encoded: Encoded
+    streams: Streams
+    target: float | None = None
+
+    @cached_property
+    def row_hashes(self) -> np.ndarray:
+        """One 64-bit number per row; rows with equal features have equal numbers."""
+        return hash_rows(self.table.features)
+
+
+class Deadline:
+    """A moment that work should be finished by.
+
+    Parameters
+    ----------
+    seconds : float
+        From now on; never less than 0.
+    """
+
+    def __init__(self, seconds: float):
+        self._end = time.perf_counter() + max(seconds, 0.0)
+
+    def left(self) -> float:
+        """Return the seconds that are left, at least 0."""
+        return max(self._end - time.perf_counter(), 0.0)
+
+    def share(self, part: float) -> Deadline:
+        """Return a deadline after `part` (0 to 1) of the time that is left."""
+        return Deadline(self.left() * part)
+
+
+class Unanswered(Exception):  # noqa: N818  # no error: the audit goes on
+    """A question that cannot be answered for this table or within this time; the message tells the reader why."""
+
+
+def hash_rows(features) -> np.ndarray:
+    """Return a 64-bit hash per row of a data frame; equal rows have equal hashes whatever the columns' types."""
+    import pandas as pd
+
+    return pd.util.hash_pandas_object(features, index=False).to_numpy()

@@ -1,0 +1,155 @@
+"""What is in the table? Rows, classes, groups, missing values, duplicates, useless columns, overlap with a test file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from natwise.audit.context import Context, Deadline, hash_rows
+from natwise.result import Result
+
+SHOWN = 20
+MAX_CLASSES = 30
+
+
+def answer(context: Context, deadline: Deadline) -> Result:
+    """Return counts as scalars, and lists of the worst offenders in `params`."""
+    table = context.table
+    counts = np.bincount(table.labels, minlength=len(table.classes))
+    missing = table.features.isna().to_numpy().mean(axis=0)
+    duplicates = _duplicates(context)
+    kinds = {kind: context.encoded.kinds.count(kind) for kind in dict.fromkeys(context.encoded.kinds)}
+    scalars = {
+        "rows": len(table),
+        "columns": table.features.shape[1],
+        "classes": len(table.classes),
+        "largest_class_share": counts.max() / len(table),
+        "smallest_class_rows": counts.min(),
+        "missing_share": float(missing.mean()),
+        "duplicate_rows": duplicates["duplicate"].sum(),
+        "conflicting_rows": duplicates["conflicting"].sum(),
+    }
+    if table.test is not None:
+        scalars["test_rows"] = len(table.test)
+        scalars["test_overlap"] = np.isin(hash_rows(_same_types(table.test, table.features)), context.row_hashes).sum()
+    return Result(
+        "audit/data_card",
+        arrays={"class_counts": counts, "missing_by_column": missing, **duplicates},
+        scalars=scalars,
+        rows=table.ids,
+        params={
+            "name": table.name,
+            "classes": table.classes,
+            "largest_classes": np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES]),
+            "kinds": kinds,
+            "left_out": _left_out(context),
+            "most_missing": _most_missing(context, missing),
+            "groups": _groups(context),
+            "duplicate_groups": _duplicate_groups(context),
+            "image_shape": table.image_shape,
+            "notes": table.notes,
+            "summary": _summary(table.name, scalars, context.encoded.kinds),
+        },
+        warnings=_warnings(context, counts),
+    )
+
+
+def _duplicates(context: Context) -> dict[str, np.ndarray]:
+    """Return per row: is it equal to an earlier one, and does an equal row have another label?"""
+    _, first, member = np.unique(context.row_hashes, return_index=True, return_inverse=True)
+    labels = context.table.labels
+    conflicting = np.zeros(len(first), dtype=bool)
+    np.logical_or.at(conflicting, member, labels != labels[first[member]])
+    return {"duplicate": first[member] != np.arange(len(member)), "conflicting": conflicting[member]}
+
+
+def _duplicate_groups(context: Context) -> list[dict]:
+    """Return the ids and labels of groups of equal rows, those with conflicting labels first."""
+    _, member, size = np.unique(context.row_hashes, return_inverse=True, return_counts=True)
+    groups = [np.flatnonzero(member == group) for group in np.flatnonzero(size > 1)[: 10 * SHOWN]]
+    labels = context.table.labels
+    groups.sort(key=lambda rows: (-len(np.unique(labels[rows])), -len(rows)))
+    return [
+        {
+            "ids": [context.table.ids[i] for i in rows[:SHOWN]],
+            "labels": [context.table.classes[labels[i]] for i in rows[:SHOWN]],
+            "rows": len(rows),
+        }
+        for rows in groups[:SHOWN]
+    ]
+
+
+def _left_out(context: Context) -> list[dict]:
+    names = context.table.features.columns
+    used = ("numeric", "date", "category")
+    return [
+        {"name": name, "kind": kind} for name, kind in zip(names, context.encoded.kinds, strict=True) if kind not in used
+    ]
+
+
+def _most_missing(context: Context, missing: np.ndarray) -> list[dict]:
+    order = np.argsort(-missing, kind="stable")[:SHOWN]
+    return [{"name": context.table.features.columns[i], "share": missing[i]} for i in order if missing[i] > 0]
+
+
+def _groups(context: Context) -> list[dict]:
+    """Return size and class shares of the largest groups."""
+    if context.table.group is None:
+        return []
+    names, member, size = np.unique(context.table.group.astype(str), return_inverse=True, return_counts=True)
+    largest = np.argsort(-size, kind="stable")[:SHOWN]
+    k = len(context.table.classes)
+    counts = {g: np.bincount(context.table.labels[member == g], minlength=k) for g in largest}
+    return [
+        {
+            "name": str(names[g]) or "(missing)",
+            "rows": size[g],
+            "commonest": context.table.classes[counts[g].argmax()],
+            "share": counts[g].max() / size[g],
+        }
+        for g in largest
+    ]
+
+
+def _summary(name: str, scalars: dict[str, float], kinds: tuple[str, ...]) -> list[str]:
+    useless = sum(kind in ("constant", "empty", "id-like", "free text", "unsupported") for kind in kinds)
+    sentence = f"{name} has {scalars['rows']:,} rows, {scalars['columns']:,} columns and {scalars['classes']:,} classes"
+    facts = []
+    if scalars["duplicate_rows"]:
+        facts.append(f"{scalars['duplicate_rows']:,} rows repeat others")
+    if scalars["conflicting_rows"]:
+        facts.append(f"{scalars['conflicting_rows']:,} equal rows carry different labels")
+    if useless:
+        facts.append(f"{useless:,} columns tell nothing about a row")
+    if scalars.get("test_overlap"):
+        facts.append(f"{scalars['test_overlap']:,} test rows are also in the training data")
+    return [f"{sentence}; {', '.join(facts) or 'no repeated rows, no useless columns'}."]
+
+
+def _same_types(test, features):
+    """Return the test columns with the types of the training columns, where they can be converted."""
+    import pandas as pd
+
+    columns = {}
+    for name in features.columns:
+        try:
+            columns[name] = test[name].astype(features[name].dtype)
+        except (TypeError, ValueError):
+            columns[name] = test[name]
+    return pd.DataFrame(columns)
+
+
+def _warnings(context: Context, counts: np.ndarray) -> list[str]:
+    folded: dict[str, list[str]] = {}
+    for name in context.table.classes:
+        folded.setdefault(name.strip().casefold(), []).append(name)
+    found = [
+        f"The classes {' and '.join(map(repr, names))} differ only in case or spaces: are they the same?"
+        for names in folded.values()
+        if len(names) > 1
+    ]
+    if counts.max() > 20 * counts.min():
+        found.append(
+            f"The classes are uneven: the largest has {counts.max():,} rows, the smallest {counts.min():,}. "
+            "Accuracy alone will mislead."
+        )
+    return found

@@ -1,0 +1,66 @@
+"""The questions of the audit, in the order in which the reader should act on them, and the time each may take."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from natwise.audit import data_card, label_issues, latent_factors
+from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.result import Result
+
+Answer = Callable[[Context, Deadline], Result]
+
+QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weight of its share of the time
+    "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
+    "data_card": ("Data card", data_card.answer, 1.0),
+    "latent_factors": ("Latent factors of the features", latent_factors.answer, 2.0),
+}
+
+
+def answers(context: Context, deadline: Deadline, *, progress: bool = False) -> Iterator[Result]:
+    """Yield one result per question, in order; each may take its share of what is left of the time."""
+    from rich.console import Console
+    from rich.progress import track
+
+    weights = [weight for _, _, weight in QUESTIONS.values()]
+    console = Console(stderr=True)
+    names = track(list(QUESTIONS), "auditing", console=console, disable=not (progress and console.is_terminal))
+    for i, name in enumerate(names):
+        yield _respond(name, context, deadline.share(weights[i] / sum(weights[i:])))
+
+
+def _respond(name: str, context: Context, deadline: Deadline) -> Result:
+    title, respond, _ = QUESTIONS[name]
+    start = time.perf_counter()
+    allowed = deadline.left()
+    try:
+        result = respond(context, deadline)
+    except Unanswered as reason:
+        result = Result(f"audit/{name}", params={"unanswered": str(reason)})
+    spent = {"seconds": round(time.perf_counter() - start, 3), "seconds_allowed": round(allowed, 3)}
+    params = {"title": title, **result.params}
+    return dataclasses.replace(result, params=params, provenance={**result.provenance, **spent})
+
+
+def combine(answered: tuple[Result, ...], ids: tuple[Any, ...], provenance: dict[str, Any]) -> Result:
+    """Put all answers into one result: arrays and scalars under ``question/name``, settings under the question."""
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, float] = {}
+    for result in answered:
+        name = result.kind.removeprefix("audit/")
+        arrays |= {f"{name}/{key}": value for key, value in result.arrays.items()}
+        scalars |= {f"{name}/{key}": value for key, value in result.scalars.items()}
+    return Result(
+        "audit",
+        arrays=arrays,
+        scalars=scalars,
+        rows=ids,
+        params={result.kind.removeprefix("audit/"): result.params for result in answered},
+        provenance=provenance,
+        warnings=[f"{result.kind.removeprefix('audit/')}: {text}" for result in answered for text in result.warnings],
+    )

@@ -1,0 +1,147 @@
+"""`run` audits a table; `AuditResult` holds the answers and writes the report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from natwise.audit.context import Context, Deadline
+from natwise.audit.plan import answers, combine
+from natwise.core.io import write_text
+from natwise.core.random import RandomState, Streams
+from natwise.core.validation import check_integer, check_real
+from natwise.datasets.encoding import encode
+from natwise.datasets.tables import Table, make_table
+from natwise.result import Result, provenance
+
+RESERVED_SECONDS = 3.0  # for start-up before, and writing the report after
+SAFETY = 0.85
+CSV_COLUMNS = {  # in audit.csv: question, array; labels are written by name
+    "label": ("label_issues", "label"),
+    "label_issue_score": ("label_issues", "label_issue_score"),
+    "planted": ("label_issues", "planted"),
+    "suggested_label": ("label_issues", "suggested_label"),
+    "given_label_probability": ("label_issues", "given_label_probability"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AuditResult:
+    """The answers of an audit.
+
+    Parameters
+    ----------
+    answers : tuple of Result
+        One per question, in the order in which the reader should act on them.
+    combined : Result
+        The same in one result, with provenance: what ``audit.safetensors`` holds.
+    """
+
+    answers: tuple[Result, ...]
+    combined: Result
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """At most five plain sentences."""
+        from natwise.report import audit_page
+
+        return audit_page.summary(self.answers)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per sample, in the order of the file: what ``audit.csv`` holds."""
+        columns: dict[str, Any] = {"id": list(self.combined.rows)}
+        by_name = {answer.kind.removeprefix("audit/"): answer for answer in self.answers}
+        for column, (question, array) in CSV_COLUMNS.items():
+            answer = by_name[question]
+            if array not in answer.arrays:
+                continue
+            values = answer.arrays[array]
+            if column in ("label", "suggested_label"):
+                values = np.array(answer.params["classes"], dtype=object)[values]
+            columns[column] = values.astype(int) if values.dtype == bool else values
+        return pd.DataFrame(columns)
+
+    def label_issues(self) -> pd.DataFrame:
+        """Return `to_frame` sorted by ``label_issue_score``, the most suspicious rows first."""
+        return self.to_frame().sort_values("label_issue_score", ascending=False, kind="stable", ignore_index=True)
+
+    def html(self) -> str:
+        """Return the report as one self-contained page."""
+        from natwise.report import audit_page
+
+        return audit_page.html(self.answers, self.combined)
+
+    def save(self, out_dir: str | os.PathLike[str]) -> None:
+        """Write ``report.html``, ``audit.csv`` and ``audit.safetensors`` into a folder, each whole or not at all."""
+        from natwise.report import spreadsheet
+
+        folder = Path(out_dir)
+        write_text(folder / "audit.csv", spreadsheet.csv_text(self.to_frame()))
+        self.combined.save(folder / "audit.safetensors")
+        write_text(folder / "report.html", self.html())
+
+
+def run(
+    table: Table | Any,
+    y: Any = None,
+    *,
+    minutes: float = 10.0,
+    random_state: RandomState = 0,
+    target: float | None = None,
+    verbose: int = 1,
+) -> AuditResult:
+    """Audit a labelled data set.
+
+    Parameters
+    ----------
+    table : Table, DataFrame, array of shape (n, p) or images of shape (n, h, w[, c])
+        A table from `natwise.datasets.tables.load_table` or `natwise.datasets.bundled.demo`, or features.
+    y : array-like of shape (n,), optional
+        The labels, when `table` holds features.
+    minutes : float
+        Time to stay within. Models are trained on fewer rows, and checks repeated less often, when it is short; the
+        report says so.
+    random_state : int, Generator or None
+        The same seed gives the same answers, as long as the time does not bind.
+    target : float, optional
+        The accuracy aimed for, between 0 and 1.
+    verbose : int
+        0 shows no progress bar; otherwise there is one on stderr when that is a terminal.
+
+    Raises
+    ------
+    ValueError, TypeError
+        One line naming what is wrong with the table or an argument.
+
+    Examples
+    --------
+    >>> import natwise.audit
+    >>> from natwise.datasets import bundled
+    >>> result = natwise.audit.run(bundled.demo(), minutes=0.3)  # doctest: +SKIP
+    >>> result.label_issues().head()  # doctest: +SKIP
+    """
+    minutes = check_real("minutes", minutes, minimum=0.0, exclusive=True)
+    verbose = check_integer("verbose", verbose, minimum=0)
+    if target is not None:
+        target = check_real("target", target, minimum=0.0, maximum=1.0, exclusive=True)
+    if isinstance(table, Table) != (y is None):
+        raise TypeError("run takes a Table alone, or features and labels (X, y)")
+    if not isinstance(table, Table):
+        table = make_table(table, y)
+    deadline = Deadline(60 * minutes * SAFETY - table.seconds - RESERVED_SECONDS)
+    streams = Streams.of(random_state)
+    seed = random_state if isinstance(random_state, int) else None
+    with provenance(seed=seed, data={"labels": table.labels}) as record:
+        encoded = encode(table.features, is_image=table.image_shape is not None)
+        context = Context(table, encoded, streams.child("audit"), target)
+        record["fingerprint"] = f"{context.row_hashes.sum():016x}"
+        with threadpool_limits(1):  # folds run side by side instead; many small parallel regions would only wait
+            answered = tuple(answers(context, deadline, progress=bool(verbose)))
+    record |= {"minutes": minutes, "arguments": list(table.arguments), "table": table.name}
+    return AuditResult(answered, combine(answered, table.ids, record))

@@ -1,0 +1,119 @@
+"""The pictures of the audit, one function per picture: a `Result` in, a figure and its description out."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from natwise.report.svg import INK
+from natwise.result import Result
+
+ACCENT = "#3f7fd4"
+SECOND = "#d9822b"
+MAX_COLUMNS = 60
+
+
+def precision_by_cut(answer: Result) -> tuple[Figure, str]:
+    """Return expected precision against the number of rows reviewed, with its 90 % interval."""
+    cuts = answer.arrays["cuts"]
+    precision, low, high = answer.arrays["precision"]
+    figure, axes = _axes(6.4, 3.0)
+    axes.fill_between(cuts, low, high, color=ACCENT, alpha=0.25, linewidth=0)
+    axes.plot(cuts, precision, color=ACCENT, label="expected (band: 90 % interval)")
+    if "precision_known" in answer.arrays:
+        axes.plot(cuts, answer.arrays["precision_known"], color=SECOND, linestyle="--", label="known, since planted")
+    axes.plot(cuts, answer.arrays["recall"], color=INK, linestyle=":", label="share of all wrong labels found")
+    axes.set(xscale="log", ylim=(-0.02, 1.05), xlabel="rows reviewed, most suspicious first", ylabel="share")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(loc="center left", frameon=False, labelcolor=INK, fontsize=9)
+    middle = len(cuts) // 2
+    words = (
+        f"Expected share of wrong labels among the rows reviewed, most suspicious first: {precision[0]:.0%} of the "
+        f"first {cuts[0]:,}, {precision[middle]:.0%} of the first {cuts[middle]:,}, {precision[-1]:.0%} of the first "
+        f"{cuts[-1]:,}."
+    )
+    return figure, words
+
+
+def factor_heat_map(answer: Result) -> tuple[Figure, str]:
+    """Return the mutual information of columns and factors: pixel maps for images, else a heat map."""
+    if answer.params["image_shape"]:
+        return _pixel_maps(answer)
+    information = answer.arrays["mutual_information"]
+    names = answer.params["names"]
+    strongest = np.sort(np.argsort(-information.max(axis=0), kind="stable")[:MAX_COLUMNS])
+    order = [i for i in answer.arrays["order"] if i in set(strongest.tolist())]
+    m = len(information)
+    figure, axes = _axes(1.8 + 0.32 * m, 0.8 + 0.19 * len(order))
+    largest = information.max() or 1.0
+    axes.imshow(_tinted(information[:, order].T / largest), aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(order)), [_short(names[i]) for i in order], fontsize=8)
+    axes.set_xticks(range(m), range(1, m + 1), fontsize=8)
+    axes.set_xlabel("factor")
+    axes.set_title(f"darkest: {largest:.2f} nats", fontsize=9, color=INK)
+    words = f"Mutual information between {len(order)} columns and {m} factors; each column leans mostly on one factor."
+    return figure, words
+
+
+def held_out_by_factors(answer: Result) -> tuple[Figure, str]:
+    """Return the held-out log-likelihood for every number of factors that was tried."""
+    candidates, scores = answer.arrays["candidates"], answer.arrays["held_out_log_likelihood"]
+    chosen = int(answer.scalars["factors"])
+    figure, axes = _axes(4.2, 2.2)
+    axes.plot(candidates, scores, color=ACCENT, marker="o", markersize=4)
+    axes.plot([chosen], scores[candidates == chosen], color=SECOND, marker="o", markersize=9, fillstyle="none")
+    axes.set(xlabel="number of factors", ylabel="nats per row")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure, f"Log-likelihood of held-out rows by number of factors; the best is at {chosen}."
+
+
+def _pixel_maps(answer: Result) -> tuple[Figure, str]:
+    information = answer.arrays["mutual_information"]
+    height, width, *channels = answer.params["image_shape"]
+    n_pixels = height * width * int(np.prod(channels, dtype=int))
+    m = len(information)
+    columns = min(m, 5)
+    rows = -(-m // columns)
+    largest = information.max() or 1.0
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(1.25 * columns, 1.45 * rows), layout="constrained")
+        for j in range(m):
+            axes = figure.add_subplot(rows, columns, j + 1)
+            pixels = np.zeros(n_pixels)
+            pixels[answer.params["image_columns"]] = information[j] / largest
+            pixels = pixels.reshape(height, width, -1).max(axis=2)
+            axes.imshow(_tinted(pixels), interpolation="nearest")
+            axes.set_title(f"{j + 1}: {answer.arrays['total_correlations'][j]:.2f} nats", fontsize=8, color=INK)
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(color=INK, alpha=0.4)
+    return figure, f"For each of {m} factors, the pixels that share information with it."
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return axes in the ink of the page, without a box."""
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.tick_params(colors=INK, which="both", labelsize=9)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def _tinted(share: np.ndarray) -> np.ndarray:
+    """Return values in [0, 1] as one colour of growing opacity, which reads on light and dark pages."""
+    image = np.empty((*share.shape, 4))
+    image[..., :3] = to_rgb(ACCENT)
+    image[..., 3] = np.clip(share, 0.0, 1.0)
+    return image
+
+
+def _short(name: str, limit: int = 32) -> str:
+    text = " ".join(str(name).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
