@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
+from natwise.core.progress import Report
 from natwise.structure.linear_corex._ascent import Ascent
 
 ANNEALING = tuple(0.6**k for k in range(1, 7))
 START = 0.1  # correlation of a fresh factor with its noisy copy: u = 0.01
 COMPRESSION = 2  # rows per column from which the data are replaced by their R factor
-
-Report: TypeAlias = Callable[[float, float], None]
 
 
 @dataclass
@@ -34,7 +31,7 @@ def climb(
     anneal: bool,
     tol: float,
     max_iter: int,
-    report: Report = lambda eps, tc: None,
+    report: Report,
 ) -> Climb:
     """Maximise the objective on standardised data.
 
@@ -52,7 +49,7 @@ def climb(
     max_iter : int
         Iterations allowed in each stage.
     report : callable
-        Called with the noise and the objective after each iteration.
+        Called after each iteration with their number and a text, as `natwise.core.progress` wants it.
     """
     X = compress(X)
     history: list[float] = []
@@ -74,7 +71,7 @@ def _run_stage(ascent: Ascent, tol: float, max_iter: int, history: list[float], 
         before = ascent.tc
         moved = ascent.step()
         history.append(ascent.tc)
-        report(ascent.eps, ascent.tc)
+        report(len(history), f"noise {ascent.eps:.3f}, TC {ascent.tc:.4f} nats")
         small_gains = small_gains + 1 if ascent.tc - before < tol else 0
         if not moved or small_gains == 2:
             return True
@@ -100,8 +97,8 @@ def random_weights(X: torch.Tensor, n_components: int, generator: np.random.Gene
 def rescaling(weights: torch.Tensor, u: torch.Tensor, old: float, new: float) -> torch.Tensor:
     """Return factors (m,), float64, by which weights of given `u` stay below u = 1 when the noise changes.
 
-    They keep each u a little below its old value; three digits are kept, so that rounding cannot push u over 1. A factor
-    that holds nothing but noise is not blown up by more than a hundred.
+    They keep each u a little below its old value; three digits are kept, so that rounding cannot push u over 1. A
+    factor that holds nothing but noise is not blown up by more than a hundred.
     """
     norm = torch.linalg.vecdot(weights, weights).double()
     delta = (new**2 - old**2) / (1 - new**2) * norm / u

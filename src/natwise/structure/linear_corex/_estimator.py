@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +13,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from natwise.core.gaussian import LowRankDiagCovariance
+from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
-from natwise.structure.linear_corex._annealing import Climb, Report, climb, random_weights
+from natwise.structure.linear_corex._annealing import Climb, climb, random_weights
 from natwise.structure.linear_corex._gaussianize import KINDS, Gaussianizer
 from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE, loadings, mutual_information, objective_moments
 from natwise.structure.linear_corex._overlap import OverlapModel, climb_with_overlap, random_overlap_weights
@@ -260,7 +258,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         dtype = torch.float64 if self.overlap else getattr(torch, self.dtype)
         X = torch.from_numpy(Z).to(device=self.device, dtype=dtype)
         generator = Streams.of(self.random_state).numpy("weights")
-        with _progress(bool(self.verbose)) as report:
+        with progress(None, wanted=bool(self.verbose)) as report:
             if self.overlap:
                 weights = random_overlap_weights(X, self.n_components, generator)
                 return climb_with_overlap(X, weights, tol=self.tol, max_iter=self.max_iter, report=report)
@@ -330,18 +328,3 @@ def _warn_of_copies(Z: np.ndarray) -> None:
             "nearly singular, and tc_ grows without limit where a factor follows them",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _progress(wanted: bool) -> Iterator[Report]:
-    """Yield a function that reports noise and objective; it draws on stderr when that is a terminal."""
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda eps, tc: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("LinearCorEx")
-        yield lambda eps, tc: bar.update(task, description=f"LinearCorEx  noise {eps:.3f}  TC {tc:.4f} nats")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from natwise.structure.linear_corex._annealing import Climb, Report, compress
+from natwise.core.progress import Report
+from natwise.structure.linear_corex._annealing import Climb, compress
 
 SMALLEST_VARIANCE = 1e-6
 STEP = 0.1
@@ -68,7 +69,7 @@ def climb_with_overlap(
     *,
     tol: float,
     max_iter: int,
-    report: Report = lambda eps, tc: None,
+    report: Report,
 ) -> Climb:
     """Iterate the update on standardised data `X` (n, p) from `weights` (m, p) until a gain is less than `tol`."""
     X = compress(X)
@@ -78,7 +79,7 @@ def climb_with_overlap(
         weights = model.improve(weights)
         before, model = model.tc, OverlapModel.of(X, weights)
         history.append(model.tc)
-        report(0.0, model.tc)
+        report(len(history), f"TC {model.tc:.4f} nats")
         if abs(model.tc - before) < tol:
             return Climb(weights, history, converged=True)
     return Climb(weights, history, converged=False)

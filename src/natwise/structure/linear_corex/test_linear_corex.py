@@ -148,7 +148,7 @@ def test_fit_from_given_weights_without_annealing(name):
     X, start = GOLDEN[f"fit_{name}_x"], GOLDEN[f"fit_{name}_W0"]
     Z = torch.from_numpy((X - X.mean(axis=0)) / X.std(axis=0))
     weights = torch.from_numpy(start / (10 * np.sqrt(((Z.numpy() @ start.T) ** 2).mean(axis=0)))[:, None])
-    found = climb(Z, weights, anneal=False, tol=1e-5, max_iter=10000)
+    found = climb(Z, weights, anneal=False, tol=1e-5, max_iter=10000, report=lambda done, text: None)
     assert found.converged
     assert found.history[-1] == pytest.approx(float(GOLDEN[f"fit_{name}_fromW0_TC"]), rel=1e-4)
     labels = found.weights.abs().argmax(dim=0)
@@ -171,9 +171,7 @@ def test_transform_and_prediction_of_the_original_weights():
     model._describe(model._gaussianizer.transform(X), weights)
     factors = model.transform(X[:5])
     np.testing.assert_allclose(factors, GOLDEN["fit_syn0_transform5"], atol=1e-5)
-    np.testing.assert_allclose(
-        model.inverse_transform(factors), GOLDEN["fit_syn0_y_predict5"], rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(model.inverse_transform(factors), GOLDEN["fit_syn0_y_predict5"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
