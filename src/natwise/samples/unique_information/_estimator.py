@@ -60,6 +60,8 @@ class SampleInformation(BaseEstimator):
         Information in the weights, in nats.
     predictions_, val_predictions_ : ndarray (n_samples, k), (n_val, k)
         Of the linearised network trained on all samples.
+    left_out_predictions_ : ndarray (n_samples, k)
+        For every sample, of the linearised network trained without it.
     ntk_, ntk_val_ : ndarray
         The kernels; (n, n) and (m, n) for independent outputs.
     init_predictions_, targets_ : ndarray (n_samples, k)
@@ -84,7 +86,7 @@ class SampleInformation(BaseEstimator):
         self,
         module: nn.Module | None = None,
         *,
-        t: float | None = 1000,
+        t: float | None = 10_000,
         lr: float | None = None,
         weight_decay: float = 0.0,
         dynamics: str = "gd",
@@ -141,6 +143,7 @@ class SampleInformation(BaseEstimator):
         self.functional_information_ = result.arrays["functional_information"].copy()
         self.weight_information_ = result.arrays["weight_information"].copy()
         self.predictions_ = result.arrays["predictions"].copy()
+        self.left_out_predictions_ = result.arrays["left_out_predictions"].copy()
         self.val_predictions_ = result.arrays["val_predictions"].copy()
         return self
 
@@ -232,7 +235,7 @@ class SampleInformation(BaseEstimator):
         mean, spread = X.mean(axis=0), X.std(axis=0)
         spread[spread == 0] = 1.0
         k = 1 if targets.ndim == 1 else targets.shape[1]
-        module = _default_module(X.shape[1], k, Streams.of(self.random_state))
+        module = relu_network(X.shape[1], _WIDTH, k, Streams.of(self.random_state))
         return module, (X - mean) / spread, (X_val - mean) / spread, targets
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
@@ -293,17 +296,16 @@ def _as_array(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
 
 
-def _default_module(n_features: int, n_outputs: int, streams: Streams) -> nn.Module:
-    """Build the default network with PyTorch's usual initialisation, from a generator of its own."""
+def relu_network(n_features: int, width: int, n_outputs: int, streams: Streams) -> nn.Sequential:
+    """Build a network with one hidden layer and PyTorch's usual initialisation, from a generator of its own."""
     layers = [
-        nn.utils.skip_init(nn.Linear, n_features, _WIDTH),
-        nn.ReLU(),
-        nn.utils.skip_init(nn.Linear, _WIDTH, n_outputs),
+        nn.utils.skip_init(nn.Linear, n_features, width),
+        nn.utils.skip_init(nn.Linear, width, n_outputs),
     ]
     generator = streams.torch("module")
     with torch.no_grad():
-        for layer in (layers[0], layers[2]):
+        for layer in layers:
             bound = layer.in_features**-0.5
             for parameter in layer.parameters():
                 parameter.uniform_(-bound, bound, generator=generator)
-    return nn.Sequential(*layers).eval()
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1]).eval()

@@ -71,8 +71,9 @@ def leave_one_out(
     Returns
     -------
     Result
-        Arrays ``functional_information`` and ``weight_information`` (n,) in nats at sigma = 1, ``predictions`` (n, k)
-        and ``val_predictions`` (m, k) of the network trained on all samples. Scalars ``largest_eigenvalue``, ``rank``
+        Arrays ``functional_information`` and ``weight_information`` (n,) in nats at sigma = 1; ``predictions`` (n, k)
+        and ``val_predictions`` (m, k) of the network trained on all samples; ``left_out_predictions`` (n, k), what the
+        network trained without a sample (or its group) predicts for it. Scalars ``largest_eigenvalue``, ``rank``
         of the kernel, ``largest_stable_lr``; for SGD smoothing ``gradient_covariance_trace``.
 
     Raises
@@ -113,6 +114,7 @@ def leave_one_out(
         )
     arrays, scalars = _scores(problem, how, kernel_val)
     arrays |= _predictions(problem, kernel_val, init_preds, initial_val)
+    arrays["left_out_predictions"] = arrays["predictions"] + arrays.pop("own_change")
     params = {
         "t": t,
         "lr": lr,
@@ -206,13 +208,16 @@ def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[d
     rotated = kernel_val @ spectrum.vectors
     gradients = _gradients(problem) if how.kind == "sgd" else np.empty((0, 0))
     measure = WeightInformation(how, spectrum, problem.dynamics, gradients)
-    functional = np.zeros(len(problem.members))
-    weight = np.zeros(len(problem.members))
+    functional, weight = np.zeros(len(problem.members)), np.zeros(len(problem.members))
+    own_change = np.empty_like(problem.residual)
     for positions, coefficients in problem.changes():
-        for channel in coefficients:
+        for output, channel in enumerate(coefficients):
             functional[positions] += ((rotated @ channel) ** 2).sum(axis=0) / (2 * n_val)
             if how.kind != "fisher":
                 weight[positions] += measure(channel)
+            for position, change in zip(positions, (spectrum.values[:, None] * channel).T, strict=True):
+                rows = problem.rows(position)
+                own_change[rows, output] = spectrum.vectors[rows] @ change
     scalars = {
         "largest_eigenvalue": spectrum.largest,
         "rank": spectrum.rank,
@@ -222,7 +227,12 @@ def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[d
         weight = functional / how.sigma**2
     if measure.gradient_covariance is not None:
         scalars["gradient_covariance_trace"] = float(np.trace(measure.gradient_covariance))
-    return {"functional_information": functional, "weight_information": weight}, scalars
+    arrays = {
+        "functional_information": functional,
+        "weight_information": weight,
+        "own_change": own_change.reshape(problem.n_samples, -1),
+    }
+    return arrays, scalars
 
 
 def _gradients(problem: Problem) -> np.ndarray:

@@ -60,9 +60,11 @@ class Problem:
             leave_out = LeaveOut(self.spectrum, self.residual, self.dynamics, after, largest)
             for start in range(0, len(positions), batch):
                 some = positions[start : start + batch]
-                yield GroupChanges(some, leave_out.changes([self._rows(self.members[i]) for i in some]))
+                yield GroupChanges(some, leave_out.changes([self.rows(i) for i in some]))
 
-    def _rows(self, samples: np.ndarray) -> np.ndarray:
+    def rows(self, group: int) -> np.ndarray:
+        """Return the rows of the kernel that belong to a group."""
+        samples = self.members[group]
         per_sample = len(self.residual) // self.n_samples
         return (samples[:, None] * per_sample + np.arange(per_sample)).ravel()
 
@@ -71,8 +73,7 @@ class Problem:
         largest = self.spectrum.largest
         if not after.diverges(largest):
             return largest
-        rows = [self._rows(self.members[i]) for i in positions]
-        largest = max(largest_without(self.kernel, row) for row in rows)
+        largest = max(largest_without(self.kernel, self.rows(i)) for i in positions)
         _check_stable(self.rule, after, largest, self.n_samples, len(self.members[positions[0]]))
         return largest
 

@@ -1,0 +1,323 @@
+"""Re-measurement of the paper's claims: faithfulness, mislabeled and rare samples, summarisation, human label noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from natwise.core.io import load_npz
+from natwise.core.random import Streams
+from natwise.core.validation import check_option
+from natwise.datasets import local
+from natwise.result import Result, provenance
+from natwise.samples.unique_information._estimator import SampleInformation, relu_network
+from natwise.samples.unique_information._leave_one_out import KIND
+from natwise.samples.unique_information._patches import patch_features
+from natwise.samples.unique_information._retraining import linearization_check
+
+PAPER = {"t": 2000, "lr": 1e-3}  # the paper's full-batch training of its MLP on normalised MNIST
+_DATA = str | PathLike[str] | None
+Measured = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
+
+
+def run(claim: str, *, scale: str, seed: int, data_dir: _DATA = None) -> Result:
+    """Measure one claim of the card.
+
+    Parameters
+    ----------
+    claim : str
+        Its id.
+    scale : str
+        ``ci`` for the claims on scikit-learn's digits, ``small`` for those on local data.
+    seed : int
+        Chooses samples, flips and networks.
+    data_dir : path, optional
+        Folder of local data; default ``$NATWISE_DATA``.
+    """
+    check_option("claim", claim, tuple(_STUDIES))
+    with provenance(seed=seed) as record:
+        arrays, scalars, params = _STUDIES[claim](Streams(seed), data_dir)
+    return Result(f"{KIND}/{claim}", arrays, scalars, params={**params, "scale": scale}, provenance=record)
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the measurement of a claim."""
+    drawing = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = drawing.subplots()
+    if "flagged" in result.arrays:
+        _draw_scores(axes, result)
+    elif "accuracy" in result.arrays:
+        _draw_summaries(axes, result)
+    else:
+        _draw_agreement(axes, result)
+    return drawing
+
+
+def _exact_linear(streams: Streams, data_dir: _DATA) -> Measured:
+    """Without hidden layer the linearisation is exact: scores must equal those of real retraining."""
+    X, y, X_val, _ = _pair(_digits(), streams, (4, 9), 60, 40)
+    module = nn.Linear(X.shape[1], 1).double()
+    check = linearization_check(
+        module, X, y, X_val, t=200, lr=0.01, weight_decay=0.01, n_removals=20, random_state=streams
+    )
+    return _agreement(check, {"data": "digits 4 against 9", "n": 60})
+
+
+def _digits_retraining(streams: Streams, data_dir: _DATA) -> Measured:
+    X, y, X_val, _ = _pair(_digits(), streams, (4, 9), 80, 100)
+    return _retraining(streams, X, y, X_val, n_removals=16, steps=300)
+
+
+def _mnist_retraining(streams: Streams, data_dir: _DATA) -> Measured:
+    X, y, X_val, _ = _pair(_mnist(data_dir), streams, (4, 9), 80, 350)
+    return _retraining(streams, X, y, X_val, n_removals=32, steps=300)
+
+
+def _retraining(
+    streams: Streams, X: np.ndarray, y: np.ndarray, X_val: np.ndarray, *, n_removals: int, steps: int
+) -> Measured:
+    module = relu_network(X.shape[1], 256, 1, streams)
+    lr = SampleInformation(module, t=steps).fit(X, y, X_val).lr_
+    check = linearization_check(
+        module, X, y, X_val, t=steps, lr=float(lr or 0.0), n_removals=n_removals, random_state=streams
+    )
+    return _agreement(check, {"hidden": 256, "n": len(X), "n_removals": n_removals, "t": steps, "lr": lr})
+
+
+def _agreement(check: Result, params: dict[str, Any]) -> Measured:
+    ours, real = check.arrays["functional_information"], check.arrays["retrained_functional_information"]
+    scalars = dict(check.scalars) | {"max_relative_error": np.abs(ours - real).max() / real.max()}
+    return dict(check.arrays), scalars, params
+
+
+def _digits_flips(streams: Streams, data_dir: _DATA) -> Measured:
+    images, labels = _digits()
+    chosen = streams.numpy("rows").permutation(len(labels))[:1000]
+    given, flipped = _flip(labels[chosen], 0.1, streams)
+    scores = SampleInformation(random_state=streams).fit(images[chosen], given)
+    arrays, scalars = _detection(scores, flipped)
+    return arrays, scalars, {"data": "digits, 10 classes", "n": 1000, "flip_rate": 0.1}
+
+
+def _mnist_flips(streams: Streams, data_dir: _DATA) -> Measured:
+    X, y, X_val, _ = _pair(_mnist(data_dir), streams, (4, 9), 1000, 350)
+    given, flipped = _flip(y.astype(int), 0.1, streams)
+    scores = SampleInformation(relu_network(784, 1024, 1, streams), **PAPER).fit(X, given.astype(float), X_val)
+    arrays, scalars = _detection(scores, flipped)
+    return arrays, scalars, {"data": "MNIST 4 against 9", "n": 1000, "flip_rate": 0.1, "hidden": 1024, **PAPER}
+
+
+def _mnist_rare(streams: Streams, data_dir: _DATA) -> Measured:
+    """One class is 400 sevens and 20 ones, the other 400 zeros; the mean over five draws of samples and networks."""
+    images, labels = _mnist(data_dir)
+    ratios, aurocs = [], []
+    for repeat in range(5):
+        draw = streams.child(repeat)
+        shuffled = draw.numpy("rows").permutation(len(labels))
+        digits = {digit: shuffled[labels[shuffled] == digit] for digit in (0, 1, 7)}
+        train = np.concatenate([digits[7][:400], digits[1][:20], digits[0][:400]])
+        rest = np.setdiff1d(shuffled[np.isin(labels[shuffled], (0, 1, 7))], train)
+        val = draw.numpy("validation").choice(rest, 500, replace=False)
+        module = relu_network(784, 1024, 1, draw)
+        y = (labels[train] == 0).astype(float)
+        scores = SampleInformation(module, **PAPER).fit(images[train], y, images[val]).functional_information_
+        inside, rare = scores[:420], np.arange(420) >= 400
+        ratios.append(inside[rare].mean() / inside[~rare].mean())
+        aurocs.append(roc_auc_score(rare, inside))
+    scalars = {"mean_ratio": np.mean(ratios), "smallest_ratio": np.min(ratios), "auroc": np.mean(aurocs)}
+    arrays = {"flagged": rare, "score": inside, "ratios": np.array(ratios)}
+    return arrays, scalars, {"data": "MNIST {400 sevens, 20 ones} against 400 zeros", "draws": 5, **PAPER}
+
+
+def _digits_summary(streams: Streams, data_dir: _DATA) -> Measured:
+    X, y, X_val, more = _pair(_digits(), streams, (8, 3, 5, 9), 300, 150)
+    module = relu_network(X.shape[1], 256, 1, streams)
+    return _summaries(SampleInformation(module).fit(X, y, X_val), X, y, more, streams)
+
+
+def _mnist_summary(streams: Streams, data_dir: _DATA) -> Measured:
+    X, y, X_val, more = _pair(_mnist(data_dir), streams, (4, 9), 1000, 350)
+    scores = SampleInformation(relu_network(784, 1024, 1, streams), **PAPER).fit(X, y, X_val)
+    return _summaries(scores, X, y, more, streams)
+
+
+def _summaries(
+    scores: SampleInformation, X: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], streams: Streams
+) -> Measured:
+    """Accuracy of the linearised network on unseen data after removing 50, 80 and 90 % of the samples."""
+    n, rng = len(X), streams.numpy("random-subset")
+    removed = np.array([0.5, 0.8, 0.9])
+    order = np.argsort(scores.functional_information_)
+
+    def accuracy(kept: np.ndarray) -> float:
+        again = SampleInformation(scores.module, t=scores.t, lr=scores.lr_).fit(X[kept], y[kept], test[0])
+        return float(((again.val_predictions_[:, 0] > 0.5) == test[1]).mean())
+
+    rows: list[list[float]] = []
+    for share in removed:
+        keep = round((1 - share) * n)
+        random = [accuracy(rng.choice(n, keep, replace=False)) for _ in range(5)]
+        subsets = (scores.summarize(keep), scores.summarize(keep, recompute=False), order[:keep])
+        rows.append([accuracy(kept) for kept in subsets] + [float(np.mean(random))])
+    table = np.array(rows)
+    names = ("iterative", "one_shot", "top_removed", "random")
+    scalars = {
+        f"{name}_{round(100 * share)}": table[i, j] for i, share in enumerate(removed) for j, name in enumerate(names)
+    }
+    scalars["gain_over_random"] = table[-1, 0] - table[-1, 3]
+    scalars["gain_over_one_shot"] = table[-1, 0] - table[-1, 1]
+    scalars["full"] = accuracy(np.arange(n))
+    return {"removed": removed, "accuracy": table}, scalars, {"n": n, "step": 0.05}
+
+
+def _digits_adversarial(streams: Streams, data_dir: _DATA) -> Measured:
+    """Perturb a tenth of the training images by the sign of a linear classifier's gradient, labels unchanged."""
+    X, y, X_val, _ = _pair(_digits(), streams, (4, 9), 300, 60)
+    direction = np.linalg.solve(X.T @ X + len(X) * np.eye(X.shape[1]), X.T @ (2 * y - 1))
+    attacked = np.zeros(len(X), dtype=bool)
+    attacked[streams.numpy("attacked").choice(len(X), len(X) // 10, replace=False)] = True
+    step = 0.3 * np.sign(direction) * X.std()
+    X_attacked = np.where(attacked[:, None], X - (2 * y - 1)[:, None] * step, X).astype(np.float32)
+    scores = SampleInformation(relu_network(X.shape[1], 512, 1, streams)).fit(X_attacked, y, X_val)
+    arrays, scalars = _detection(scores, attacked)
+    return arrays, scalars, {"data": "digits 4 against 9", "n": 300, "attack": "gradient sign, 0.3 std"}
+
+
+def _human_noise(streams: Streams, data_dir: _DATA) -> Measured:
+    """Real annotators' mistakes on CIFAR-10 images: ours, out-of-fold self-confidence, and both."""
+    n = 1500
+    features, given, wrong = human_noise_data(n, streams, data_dir)
+    confidence = out_of_fold_confidence(features, given, streams)
+    scores = SampleInformation(random_state=streams).fit(features, given)
+    arrays, scalars = _detection(scores, wrong)
+    own = np.eye(10)[given]
+    left_out_error = np.square(own - scores.left_out_predictions_).sum(axis=1)
+    combined = rankdata(scores.functional_information_) + rankdata(-confidence)
+    scalars |= {
+        "auroc_confidence": roc_auc_score(wrong, -confidence),
+        "auroc_left_out_error": roc_auc_score(wrong, left_out_error),
+        "auroc_combined": roc_auc_score(wrong, combined),
+    }
+    scalars["gain"] = scalars["auroc_combined"] - scalars["auroc_confidence"]
+    return arrays, scalars, {"data": "CIFAR-10N worse labels", "n": n, "noise": float(wrong.mean())}
+
+
+def human_noise_data(n: int, streams: Streams, data_dir: _DATA) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return frozen patch features of n CIFAR-10 images, the labels of one annotator, and which are wrong."""
+    images = load_npz(local.find("images/cifar10_train5000.npz", data_dir))["x"][:n]
+    labels = load_npz(local.find("images/cifar10n_human_labels_first5000.npz", data_dir))
+    given = labels["worse_label"][:n].astype(int)
+    return patch_features(images, streams), given, given != labels["clean_label"][:n]
+
+
+def out_of_fold_confidence(features: np.ndarray, labels: np.ndarray, streams: Streams) -> np.ndarray:
+    """Return the probability that a cross-validated logistic regression gives to each given label."""
+    return out_of_fold_probabilities(features, labels, streams)[np.arange(len(labels)), labels]
+
+
+def out_of_fold_probabilities(features: np.ndarray, labels: np.ndarray, streams: Streams) -> np.ndarray:
+    """Return five-fold out-of-fold probabilities of an L2 logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=500))
+    folds = StratifiedKFold(5, shuffle=True, random_state=streams.seed("folds"))
+    return cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+
+
+def _detection(scores: SampleInformation, flagged: np.ndarray) -> tuple[dict[str, Any], dict[str, float]]:
+    functional, weight = scores.functional_information_, scores.weight_information_
+    count = int(flagged.sum())
+    found = flagged[np.argsort(-functional)[:count]]
+    scalars = {
+        "auroc": roc_auc_score(flagged, functional),
+        "auroc_weight": roc_auc_score(flagged, weight),
+        "precision": float(found.mean()),
+        "mean_ratio": functional[flagged].mean() / functional[~flagged].mean(),
+    }
+    return {"flagged": flagged, "score": functional, "weight_information": weight}, scalars
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return images / 8.0 - 1.0, labels
+
+
+def _mnist(data_dir: _DATA) -> tuple[np.ndarray, np.ndarray]:
+    archive = load_npz(local.find("images/mnist.npz", data_dir))
+    images = archive["x_test"].reshape(-1, 784).astype(np.float32) / 255
+    return (images - np.float32(0.1307)) / np.float32(0.3081), archive["y_test"].astype(int)
+
+
+def _pair(
+    data: tuple[np.ndarray, np.ndarray], streams: Streams, classes: tuple[int, ...], n: int, n_val: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return X, y, X_val and (X_test, y_test) of a two-class task: the second half of `classes` is class 1."""
+    images, labels = data
+    rows = streams.numpy("rows").permutation(np.flatnonzero(np.isin(labels, classes)))
+    target = np.isin(labels, classes[len(classes) // 2 :])
+    train, val, test = np.split(rows, [n, n + n_val])
+    return images[train], target[train].astype(float), images[val], (images[test], target[test])
+
+
+def _flip(labels: np.ndarray, rate: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    rng, n_classes = streams.numpy("flips"), len(np.unique(labels))
+    flipped = rng.random(len(labels)) < rate
+    shift = rng.integers(1, n_classes, len(labels))
+    return np.where(flipped, (labels + shift) % n_classes, labels), flipped
+
+
+def _draw_scores(axes: Axes, result: Result) -> None:
+    flagged, score = result.arrays["flagged"], result.arrays["score"]
+    bins = np.geomspace(max(score.min(), score.max() * 1e-6), score.max(), 40).tolist()
+    axes.hist([score[~flagged], score[flagged]], bins, density=True, label=["others", "planted"])
+    axes.set(xscale="log", xlabel="functional information (nats)", ylabel="density")
+    axes.legend(title=f"AUROC {result.scalars['auroc']:.3f}")
+
+
+def _draw_summaries(axes: Axes, result: Result) -> None:
+    removed = 100 * result.arrays["removed"]
+    for accuracy, name in zip(
+        result.arrays["accuracy"].T, ("least informative, iterated", "least, at once", "most", "random"), strict=True
+    ):
+        axes.plot(removed, accuracy, marker="o", label=name)
+    axes.axhline(result.scalars["full"], color="grey", linestyle=":", label="all samples")
+    axes.set(xlabel="samples removed (%)", ylabel="accuracy of the linearised network")
+    axes.legend(title="removed first")
+
+
+def _draw_agreement(axes: Axes, result: Result) -> None:
+    ours, real = result.arrays["functional_information"], result.arrays["retrained_functional_information"]
+    axes.scatter(real, ours, s=18)
+    ends = [min(real.min(), ours.min()), max(real.max(), ours.max())]
+    axes.plot(ends, ends, color="grey", linewidth=0.8)
+    axes.set(
+        xlabel="real retraining (nats)", ylabel="linearised network (nats)", title="Functional information of a sample"
+    )
+
+
+_STUDIES: dict[str, Callable[[Streams, _DATA], Measured]] = {
+    "exact-for-linear-models": _exact_linear,
+    "digits-retraining": _digits_retraining,
+    "digits-mislabeled": _digits_flips,
+    "digits-summarization": _digits_summary,
+    "digits-adversarial": _digits_adversarial,
+    "mnist-retraining": _mnist_retraining,
+    "mnist-mislabeled": _mnist_flips,
+    "mnist-rare-subclass": _mnist_rare,
+    "mnist-summarization": _mnist_summary,
+    "mnist-summarization-one-shot": _mnist_summary,
+    "human-label-noise": _human_noise,
+}
