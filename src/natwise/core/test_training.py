@@ -207,7 +207,7 @@ def test_damaged_checkpoint_is_refused(tmp_path, content):
         ({"random_state": 1}, network(), "seed"),
         ({"batch_size": 4}, network(), "batch_size 5, this run has 4"),
         ({}, torch.nn.Linear(3, 1), "Missing key"),
-        ({"optimizer": torch.optim.SGD}, torch.nn.Linear(4, 1), "c.pt"),
+        ({"optimizer": torch.optim.SGD}, network(), "optimizer Adam, this run has SGD"),
     ],
 )
 def test_checkpoint_of_another_run_is_refused(tmp_path, change, model, text):
