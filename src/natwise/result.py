@@ -311,9 +311,9 @@ def _read_text(file: BinaryIO, size: int) -> str:
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header of {length:,} bytes exceeds the limit of {MAX_HEADER_BYTES:,}")
     content = file.read(length)
-    header = json.loads(content)
     if not content.startswith(_PREFIX):
-        raise ValueError("it is a safetensors file but not a natwise result")
+        raise ValueError("it is no safetensors file, or one that natwise did not write")
+    header = json.loads(content)
     text = header.pop("__metadata__")["natwise"]
     expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if expected != size:

@@ -163,12 +163,14 @@ def test_signed_file_of_the_test_is_right(tmp_path):
         (b"", "header claims"),
         (struct.pack("<Q", 2**60) + b"{}", "its header claims 1,152,921,504,606,846,976 bytes"),
         (struct.pack("<Q", 2**64 - 1) + b"{}", "its header claims"),
-        (struct.pack("<Q", 100_000) + b"[" * 100_000, "recursion"),
-        (struct.pack("<Q", 2) + b"[]", "not a natwise result"),
-        (struct.pack("<Q", 2) + b"\xff\xff", "decode"),
+        (struct.pack("<Q", 100_000) + b"[" * 100_000, "natwise did not write"),
+        (struct.pack("<Q", 2) + b"[]", "natwise did not write"),
+        (struct.pack("<Q", 2) + b"\xff\xff", "natwise did not write"),
         (_signed('"schema": 2, ' + FIELDS), "its schema is not 1"),
         (_signed('"schema": "1", ' + FIELDS), "its schema is not 1"),
         (_signed(FIELDS), "schema"),
+        (_signed(FIELDS, {"a": [[]]}), "indices"),
+        (struct.pack("<Q", 200_000) + module._PREFIX.ljust(200_000, b"["), "json|delimiter|control|unterminated"),
         (_signed('"schema": 1, "more": 2, ' + FIELDS), "more"),
         (_signed('"schema": 1, "kind": "x"}'), "arrays"),
         (_signed('"schema": 1, ' + FIELDS, digest=b"f" * 64), "checksum does not match"),
@@ -206,9 +208,9 @@ def test_oversized_header_is_refused_before_it_is_read(tmp_path):
 def test_other_files(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": np.ones(3)}, path)
-    _refused(path, "not a natwise result")
+    _refused(path, "natwise did not write")
     save_file({"a": np.ones(3)}, path, metadata={"natwise": "{}", "digest": "0" * 64})
-    _refused(path, "not a natwise result")
+    _refused(path, "natwise did not write")
     np.save(tmp_path / "object.npy", np.array([{}, print], dtype=object), allow_pickle=True)
     _refused(tmp_path / "object.npy")
     torch.save({"a": torch.ones(2)}, path)
