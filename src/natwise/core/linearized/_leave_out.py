@@ -134,7 +134,7 @@ class LeaveOut:
         self._weighted = self._resolvents * rational.weights
         rotated = spectrum.vectors.T @ residual
         images = self._resolvents.T[:, :, None] * rotated  # (n_poles, n_rows, n_channels)
-        self._solved = np.stack([_times(spectrum.vectors, image) for image in images])
+        self._solved = np.array([_times(spectrum.vectors, image) for image in images]).reshape(images.shape)
         inside = np.where(curvature <= high, after.phi(np.minimum(curvature, high)), rational(curvature))
         shift = before.phi(spectrum.values + before.weight_decay) - inside
         self._shift = np.zeros_like(rotated) if before == after else shift[:, None] * rotated
