@@ -3,3 +3,4 @@ from .linear_corex import (
     corex_moments as corex_moments,
     select_n_components as select_n_components,
 )
+from .minsyn import MinSyn as MinSyn, synergy as synergy
