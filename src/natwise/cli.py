@@ -46,14 +46,13 @@ def audit(
 
     if demo == (data is not None):
         raise ValueError("give either a data file with --label, or --demo")
-    if demo:
+    if data is None:
         table = bundled.demo(random_state=seed)
     elif label is None:
         raise ValueError("--label is needed: the name of the column with the labels")
     else:
         table = tables.load_table(data, label=label, group=group, id=id, time=time, test=test)
-    options = {} if target is None else {"target": target}
-    answer = audits.run(table, minutes=minutes, random_state=seed, **options)
+    answer = audits.run(table, minutes=minutes, random_state=seed, target=target)
     answer.save(out)
     for line in answer.summary:
         print(line)
@@ -73,10 +72,8 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="The folder of the gallery.")] = Path("runs"),
 ) -> None:
     """Re-measure the claims of a method's paper and write the gallery."""
-    from rich.console import Console
-    from rich.progress import track
-
     from natwise import reproduce as reproduction
+    from natwise.core.progress import progress
 
     if all_methods == (key is not None):
         raise ValueError("give either a method as room.method, or --all")
@@ -85,11 +82,13 @@ def reproduce(
     runs = reproduction.measure(
         claims, out=out, scale=scale, seed=seed, device=device, resume=resume, raise_errors=context.obj
     )
-    stderr = Console(stderr=True)
-    for measurement in track(runs, "measuring", total=len(claims), console=stderr, disable=not stderr.is_terminal):
-        print(measurement, flush=True)
-        measured.append(measurement)
-        reproduction.write_gallery(out, measured)
+    with progress(len(claims)) as report:
+        report(0, "measuring")
+        for measurement in runs:
+            print(measurement, flush=True)
+            measured.append(measurement)
+            reproduction.write_gallery(out, measured)
+            report(len(measured), measurement.claim.id)
     print(f"gallery: {out / 'index.html'}")
     verdicts = {measurement.verdict for measurement in measured}
     if verdicts == {reproduction.NOT_RUN}:
