@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from natwise.core.random import Streams
 from natwise.datasets.encoding import Encoded
@@ -61,12 +64,19 @@ class Deadline:
         return Deadline(self.left() * part)
 
 
+def one_thread() -> AbstractContextManager[object]:
+    """Keep BLAS and OpenMP to one thread inside a block, and put them back after it.
+
+    Folds run side by side instead; many small parallel regions would mostly wait for one another. OpenMP's limit is
+    per thread and per library loaded so far, so that every worker enters such a block of its own.
+    """
+    return threadpool_limits(1)
+
+
 class Unanswered(Exception):  # noqa: N818  # no error: the audit goes on
     """A question that cannot be answered for this table or within this time; the message tells the reader why."""
 
 
-def hash_rows(features) -> np.ndarray:
+def hash_rows(features: pd.DataFrame) -> np.ndarray:
     """Return a 64-bit hash per row of a data frame; equal rows have equal hashes whatever the columns' types."""
-    import pandas as pd
-
     return pd.util.hash_pandas_object(features, index=False).to_numpy()

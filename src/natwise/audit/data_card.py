@@ -1,8 +1,9 @@
-"""What is in the table? Rows, classes, groups, missing values, duplicates, useless columns, overlap with a test file."""
+"""What is in the table? Rows, classes, groups, missing values, duplicates, useless columns, overlap with tests."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from natwise.audit.context import Context, Deadline, hash_rows
 from natwise.result import Result
@@ -54,7 +55,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _duplicates(context: Context) -> dict[str, np.ndarray]:
-    """Return per row: is it equal to an earlier one, and does an equal row have another label?"""
+    """Return per row whether it is equal to an earlier one, and whether an equal row has another label."""
     _, first, member = np.unique(context.row_hashes, return_index=True, return_inverse=True)
     labels = context.table.labels
     conflicting = np.zeros(len(first), dtype=bool)
@@ -82,7 +83,9 @@ def _left_out(context: Context) -> list[dict]:
     names = context.table.features.columns
     used = ("numeric", "date", "category")
     return [
-        {"name": name, "kind": kind} for name, kind in zip(names, context.encoded.kinds, strict=True) if kind not in used
+        {"name": name, "kind": kind}
+        for name, kind in zip(names, context.encoded.kinds, strict=True)
+        if kind not in used
     ]
 
 
@@ -125,10 +128,8 @@ def _summary(name: str, scalars: dict[str, float], kinds: tuple[str, ...]) -> li
     return [f"{sentence}; {', '.join(facts) or 'no repeated rows, no useless columns'}."]
 
 
-def _same_types(test, features):
+def _same_types(test: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     """Return the test columns with the types of the training columns, where they can be converted."""
-    import pandas as pd
-
     columns = {}
     for name in features.columns:
         try:

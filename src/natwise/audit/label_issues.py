@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from natwise.audit.context import Context, Deadline
-from natwise.audit.models import FLOOR, Choice, affordable_rows, blend, choose, make_folds
+from natwise.audit.models import FLOOR, N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
 from natwise.audit.planting import Expectation, expect, plant
 from natwise.core.random import Streams
 from natwise.result import Result
 
 PLANTINGS = 4
-SHOWN = 40
+SHOWN = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     fitted = _fit(context, streams, deadline)
     scores = label_issue_score(fitted.probabilities, table.labels)
     cuts = _cuts(len(table))
-    expected = expect(scores, fitted.planted, fitted.background, cuts, streams)
+    expected = expect(len(table), fitted.planted, fitted.background, cuts, streams)
     review = _review(expected)
     order = np.argsort(-scores, kind="stable")
     given = fitted.probabilities[np.arange(len(table)), table.labels]
@@ -100,10 +100,12 @@ def _summary(scalars: dict[str, float], n: int, target: float | None) -> list[st
     sentences = [f"{wrong}."]
     if "planted_auroc" in scalars:
         sentences.append(
-            f"In this demo {round(scalars['planted_share'] * n):,} labels were made wrong on purpose, and the ranking finds "
-            f"them with AUROC {scalars['planted_auroc']:.4f}."
+            f"In this demo {round(scalars['planted_share'] * n):,} labels were made wrong on purpose, and the ranking "
+            f"finds them with AUROC {scalars['planted_auroc']:.4f}."
         )
-    accuracy = f"A default model predicts the given labels of rows it never saw with {100 * scalars['accuracy']:.1f} % accuracy"
+    accuracy = (
+        f"A default model predicts the labels of rows it never saw with {100 * scalars['accuracy']:.1f} % accuracy"
+    )
     if target is not None:
         reached = "reaches" if scalars["accuracy"] >= target else "does not reach"
         accuracy += f", which {reached} the target of {100 * target:g} %"
@@ -115,14 +117,16 @@ def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 
     :math:`s = \\sqrt{a} / (\\sqrt{a} + p)`, with p the probability of the given label and a that of the best other
     one (both + 0.001). Between self-confidence (1 - p), which is best for human mistakes among similar classes, and
-    the odds a / p, which are best for mistakes at random.
+    the odds a / p, which are best for mistakes at random. Rows of a class with fewer than 5 rows cannot be judged and
+    get 0.5.
     """
     rows = np.arange(len(labels))
+    rare = np.bincount(labels, minlength=probabilities.shape[1]) < N_FOLDS
     given = probabilities[rows, labels] + FLOOR
     others = probabilities.copy()
     others[rows, labels] = 0.0
     alternative = np.sqrt(others.max(axis=1) + FLOOR)
-    return alternative / (alternative + given)
+    return np.where(rare[labels], 0.5, alternative / (alternative + given))
 
 
 def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
@@ -135,7 +139,8 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
     rows = np.arange(len(labels))
     if max_train * 5 // 4 < len(labels):
         rows = np.sort(streams.numpy("planting-rows").choice(rows, max_train * 5 // 4, replace=False))
-    planted, background = [], []
+    planted: list[np.ndarray] = []
+    background: list[np.ndarray] = []
     slowest = 0.0
     for run in range(PLANTINGS):
         if planted and deadline.left() < slowest:
@@ -177,7 +182,7 @@ def _thumbnails(context: Context, rows: np.ndarray) -> np.ndarray:
     pixels = context.table.features.iloc[rows].to_numpy(dtype=np.float64)
     low, high = np.nanmin(pixels), np.nanmax(pixels)
     scaled = np.nan_to_num((pixels - low) / ((high - low) or 1.0))
-    return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *context.table.image_shape)
+    return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *(context.table.image_shape or ()))
 
 
 def _warnings(context: Context, fitted: _Fitted, n_train: int) -> list[str]:
@@ -189,7 +194,7 @@ def _warnings(context: Context, fitted: _Fitted, n_train: int) -> list[str]:
         )
     if len(fitted.planted) < PLANTINGS:
         found.append(f"The planting was done {len(fitted.planted)} instead of {PLANTINGS} times to stay within time.")
-    rare = np.bincount(context.table.labels, minlength=len(context.table.classes)) < 5
+    rare = np.bincount(context.table.labels, minlength=len(context.table.classes)) < N_FOLDS
     if rare.any():
-        found.append(f"{int(rare.sum()):,} classes have fewer than 5 rows; their labels cannot be judged.")
+        found.append(f"Classes with fewer than {N_FOLDS} rows ({int(rare.sum()):,}) cannot be judged: score 0.5.")
     return found

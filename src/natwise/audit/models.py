@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
-from threadpoolctl import threadpool_limits
+from joblib import effective_n_jobs
+from sklearn.utils.parallel import Parallel, delayed
 
-from natwise.audit.context import Deadline
+from natwise.audit.context import Deadline, one_thread
 from natwise.core.random import Streams
 
 N_FOLDS = 5
@@ -114,11 +114,11 @@ def out_of_fold(
             probabilities[np.ix_(rows, present)] = 1.0
             return
         model = CANDIDATES[name](X.shape[1], streams.seed(f"model-{fold}"))
-        with threadpool_limits(1):  # OpenMP's limit is per thread, so the caller's does not reach here
+        with one_thread():
             model.fit(X[train], labels[train])
             probabilities[np.ix_(rows, present)] = model.predict_proba(X[rows])
 
-    with warnings.catch_warnings(), threadpool_limits(1):
+    with warnings.catch_warnings(), one_thread():
         warnings.simplefilter("ignore")  # convergence to the last digit does not matter here
         Parallel(n_jobs=min(N_FOLDS, effective_n_jobs(-1)), prefer="threads")(map(delayed(judge), np.unique(folds)))
     return probabilities
@@ -173,7 +173,7 @@ def choose(
     losses = {name: log_loss(probabilities, labels[rows]) for name, (probabilities, _) in found.items()}
     names = tuple(sorted(losses, key=lambda name: losses[name])[:2])
     if len(names) == 2:
-        losses[" + ".join(names)] = log_loss(sum(found[name][0] for name in names) / 2, labels[rows])
+        losses[" + ".join(names)] = log_loss(np.mean([found[name][0] for name in names], axis=0), labels[rows])
     best = min(losses, key=lambda name: losses[name])
     names = names if " + " in best else (best,)
     return Choice(names, len(rows), sum(found[name][1] for name in names), losses)

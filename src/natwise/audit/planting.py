@@ -8,7 +8,7 @@ before,
 
 if mistakes that are already there score like planted ones. The smallest ratio \(B/R\) therefore bounds \(\nu\) from
 above, and equals it where no right label scores so high (\(F(t) = 0\)). The precision among the \(k\) most suspicious
-of \(n\) rows is then \(\nu R(t_k) n / k\).
+of \(n\) rows is then \(\nu R(t_k) n / k\) with \(B(t_k) = k / n\).
 """
 
 from __future__ import annotations
@@ -66,25 +66,23 @@ def plant(labels: np.ndarray, confusion: np.ndarray, streams: Streams) -> tuple[
     return planted, flags
 
 
-def expect(
-    scores: np.ndarray, planted: np.ndarray, background: np.ndarray, cuts: np.ndarray, streams: Streams
-) -> Expectation:
+def expect(n: int, planted: np.ndarray, background: np.ndarray, cuts: np.ndarray, streams: Streams) -> Expectation:
     """Estimate noise and precision from where planted mistakes landed.
 
     Parameters
     ----------
-    scores : ndarray, shape (n,)
-        Of the labels as given; larger is more suspicious.
+    n : int
+        Rows of the table.
     planted, background : ndarray, shape (runs, …)
         Scores of the planted and of the other rows in each planting run.
     cuts : ndarray of int
-        Numbers of most suspicious rows to state the precision for.
+        Numbers of most suspicious rows to state the precision for. A cut at k of n rows stands in the planting runs
+        where the same share of the other rows is above it.
     streams : Streams
         For the bootstrap.
     """
-    n = len(scores)
-    ranked = np.sort(scores)[::-1]
-    at_cut = ranked[cuts - 1]
+    ranked = np.sort(background.ravel())[::-1]
+    at_cut = ranked[np.maximum(np.round(cuts / n * len(ranked)).astype(int), 1) - 1]
     edges = np.unique(np.concatenate([np.quantile(planted, np.linspace(0, 1, N_THRESHOLDS)), at_cut]))
     hits = _exceeding(planted.ravel(), edges) / planted.size
     others = _exceeding(background.ravel(), edges) / background.size
@@ -97,12 +95,12 @@ def expect(
         h = _resample(hits, planted.size, rng)
         b = _resample(others, n_background, rng)
         draws.append(_noise_and_precision(h, b, planted.size, n_background, cut_index, cuts, n))
-    noise, precision, recall = _noise_and_precision(hits, others, planted.size, n_background, cut_index, cuts, n)
+    noise, precision, recall, upper = _noise_and_precision(hits, others, planted.size, n_background, cut_index, cuts, n)
     noise_range = np.quantile([d[0] for d in draws], [0.05, 0.95])
     precision_range = np.quantile([d[1] for d in draws], [0.05, 0.95], axis=0)
     low, high = np.minimum(precision, precision_range[0]), np.maximum(precision, precision_range[1])
     return Expectation(
-        noise=np.array([noise, min(noise, noise_range[0]), max(noise, noise_range[1])]),
+        noise=np.array([noise, min(noise, noise_range[0]), max(upper, noise_range[1])]),
         cuts=cuts,
         precision=np.stack([precision, low, high]),
         recall=recall,
@@ -111,17 +109,17 @@ def expect(
 
 def _noise_and_precision(
     hits: np.ndarray, others: np.ndarray, n_hits: int, n_others: int, cut_index: np.ndarray, cuts: np.ndarray, n: int
-) -> tuple[float, np.ndarray, np.ndarray]:
-    from sklearn.isotonic import isotonic_regression
-
+) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """Return noise, precision and recall by cut, and an upper limit of the noise that holds also for no hits at all."""
     usable = hits >= MIN_RECALL
     h, b = hits[usable], others[usable]
     ratio = b / h
     error = np.sqrt(np.maximum(b * (1 - b), 1.0 / n_others) / n_others + ratio**2 * h * (1 - h) / n_hits) / h
-    noise = float(np.minimum(ratio[np.argmin(ratio + 1.645 * error)], 1.0))
+    upper = ratio + 1.645 * error
+    noise = float(np.minimum(ratio[np.argmin(upper)], 1.0))
     recall = hits[cut_index]
-    precision = np.clip(noise * recall * n / cuts, 0.0, 1.0)
-    return noise, isotonic_regression(precision, sample_weight=cuts, increasing=False), recall
+    precision = np.clip(noise * recall * n / cuts, 0.0, 1.0)  # below: what is more suspicious is no less likely wrong
+    return noise, np.maximum.accumulate(precision[::-1])[::-1], recall, float(min(upper.min(), 1.0))
 
 
 def _exceeding(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

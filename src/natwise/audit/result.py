@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
-from natwise.audit.context import Context, Deadline
+from natwise.audit.context import Context, Deadline, one_thread
 from natwise.audit.plan import answers, combine
 from natwise.core.io import write_text
 from natwise.core.random import RandomState, Streams
@@ -141,7 +140,7 @@ def run(
         encoded = encode(table.features, is_image=table.image_shape is not None)
         context = Context(table, encoded, streams.child("audit"), target)
         record["fingerprint"] = f"{context.row_hashes.sum():016x}"
-        with threadpool_limits(1):  # folds run side by side instead; many small parallel regions would only wait
+        with one_thread():
             answered = tuple(answers(context, deadline, progress=bool(verbose)))
     record |= {"minutes": minutes, "arguments": list(table.arguments), "table": table.name}
     return AuditResult(answered, combine(answered, table.ids, record))

@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,10 @@ def _read_csv(path: Path, named: list[str]) -> RawTable:
     if not text.strip():
         raise ValueError(f"{path} is empty")
     separator = _sniff_separator(text[: 2**18])
-    header = next(csv.reader(io.StringIO(text[: 2**24]), delimiter=separator))
-    repeated = frozenset(name for name in header if header.count(name) > 1) if len(set(header)) < len(header) else ()
-    if repeated:
-        notes.append(f"{len(repeated):,} column names appear more than once; the later ones got a number.")
     try:
+        header = pd.read_csv(io.StringIO(text), sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+        names = header.iloc[0].tolist()
+        repeated = frozenset(name for name, count in Counter(names).items() if count > 1)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             warnings.simplefilter("ignore", pd.errors.DtypeWarning)
@@ -79,13 +79,15 @@ def _read_csv(path: Path, named: list[str]) -> RawTable:
                 index_col=False,
                 dtype=dict.fromkeys(named, "object"),
                 keep_default_na=False,
-                na_values={name: [""] if name in named else list(MISSING) for name in header},
+                na_values={name: [""] if name in named else list(MISSING) for name in names},
                 low_memory=False,
                 decimal="," if separator == ";" else ".",
             )
     except (ValueError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path} is no readable table: {shorten(str(error), 200)}") from None
-    return RawTable(frame, repeated=frozenset(repeated), notes=tuple(notes))
+    if repeated:
+        notes.append(f"Column names that appear more than once, and now have a number: {len(repeated):,}.")
+    return RawTable(frame, repeated=repeated, notes=tuple(notes))
 
 
 def _decode(content: bytes) -> tuple[str, list[str]]:
@@ -98,7 +100,7 @@ def _decode(content: bytes) -> tuple[str, list[str]]:
         text = content.decode("cp1252", errors="replace")
         notes.append("The file is not valid UTF-8; it was read as Windows-1252.")
     if "\0" in text:
-        notes.append(f"{text.count(chr(0)):,} NUL characters were removed.")
+        notes.append(f"NUL characters that were removed: {text.count(chr(0)):,}.")
         text = text.replace("\0", "")
     return text, notes
 

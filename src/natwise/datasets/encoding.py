@@ -71,7 +71,7 @@ def encode(features: pd.DataFrame, *, is_image: bool = False) -> Encoded:
         raise ValueError(_nothing_left(kinds))
     X = np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")
     if is_image:
-        X = (X - np.nanmean(X)) / (np.nanstd(X) or 1.0)
+        X = ((X - np.nanmean(X)) / (np.nanstd(X) or 1.0)).astype(np.float32)
     return Encoded(X, tuple(names), np.array(numeric), tuple(kinds))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time as clock
 from collections.abc import Hashable, Sequence
@@ -69,6 +70,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Table({self.name!r}, rows={len(self)}, columns={self.features.shape[1]}, classes={len(self.classes)})"
+
 
 def load_table(
     path: str | os.PathLike[str],
@@ -125,7 +129,7 @@ def load_table(
     given = [("--group", group), ("--id", id), ("--time", time), ("--test", None if test is None else os.fspath(test))]
     arguments = [os.fspath(path), "--label", label]
     arguments += [part for option, value in given if value is not None for part in (option, value)]
-    return _replace(table, arguments=tuple(arguments), seconds=clock.perf_counter() - start)
+    return dataclasses.replace(table, arguments=tuple(arguments), seconds=clock.perf_counter() - start)
 
 
 def make_table(
@@ -162,11 +166,11 @@ def make_table(
     keep = ~is_missing(labels)
     notes = list(notes)
     if not keep.all():
-        notes.append(f"{int((~keep).sum()):,} rows without a label were left out.")
+        notes.append(f"Rows without a label were left out: {int((~keep).sum()):,}.")
     codes, classes = _encode_labels(labels[keep])
     names, renamed = clean_names(features.columns)
     if renamed:
-        notes.append(f"{renamed:,} column names were cut, cleaned or made unique.")
+        notes.append(f"Column names that were cut, cleaned or made unique: {renamed:,}.")
     features = features[keep].reset_index(drop=True).set_axis(names, axis=1)
     if features.shape[1] == 0:
         raise ValueError("there are no features: the file holds no column besides the named ones")
@@ -183,12 +187,6 @@ def make_table(
         image_shape=image_shape or shape,
         notes=tuple(notes),
     )
-
-
-def _replace(table: Table, **changes: Any) -> Table:
-    import dataclasses
-
-    return dataclasses.replace(table, **changes)
 
 
 def _check_column(raw: RawTable, role: str, column: str, path: Any) -> None:
@@ -246,9 +244,7 @@ def _as_text(values: Any) -> np.ndarray:
 def _as_ids(ids: Any, keep: np.ndarray) -> tuple[str | int, ...]:
     values = _as_column("ids", ids)
     missing = is_missing(values)
-    return tuple(
-        f"row {i}" if missing[i] else _plain_id(values.iloc[i]) for i in np.flatnonzero(keep)
-    )
+    return tuple(f"row {i}" if missing[i] else _plain_id(values.iloc[i]) for i in np.flatnonzero(keep))
 
 
 def _plain_id(value: Hashable) -> str | int:

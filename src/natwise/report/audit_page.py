@@ -17,7 +17,7 @@ from natwise.report.svg import inline
 from natwise.result import Result
 
 MAX_SENTENCES = 5
-THUMBNAIL_PIXELS = 56
+THUMBNAIL_PIXELS = 44
 
 
 def summary(answers: Sequence[Result]) -> tuple[str, ...]:

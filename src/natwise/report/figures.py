@@ -7,6 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from natwise.report.svg import INK
 from natwise.result import Result
@@ -22,13 +23,13 @@ def precision_by_cut(answer: Result) -> tuple[Figure, str]:
     precision, low, high = answer.arrays["precision"]
     figure, axes = _axes(6.4, 3.0)
     axes.fill_between(cuts, low, high, color=ACCENT, alpha=0.25, linewidth=0)
-    axes.plot(cuts, precision, color=ACCENT, label="expected (band: 90 % interval)")
+    axes.plot(cuts, precision, color=ACCENT, label="expected wrong, 90 % band")
     if "precision_known" in answer.arrays:
-        axes.plot(cuts, answer.arrays["precision_known"], color=SECOND, linestyle="--", label="known, since planted")
-    axes.plot(cuts, answer.arrays["recall"], color=INK, linestyle=":", label="share of all wrong labels found")
+        axes.plot(cuts, answer.arrays["precision_known"], color=SECOND, linestyle="--", label="known wrong (planted)")
+    axes.plot(cuts, answer.arrays["recall"], color=INK, linestyle=":", label="found of all wrong")
     axes.set(xscale="log", ylim=(-0.02, 1.05), xlabel="rows reviewed, most suspicious first", ylabel="share")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.legend(loc="center left", frameon=False, labelcolor=INK, fontsize=9)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=INK, fontsize=9)
     middle = len(cuts) // 2
     words = (
         f"Expected share of wrong labels among the rows reviewed, most suspicious first: {precision[0]:.0%} of the "
@@ -51,7 +52,7 @@ def factor_heat_map(answer: Result) -> tuple[Figure, str]:
     largest = information.max() or 1.0
     axes.imshow(_tinted(information[:, order].T / largest), aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(order)), [_short(names[i]) for i in order], fontsize=8)
-    axes.set_xticks(range(m), range(1, m + 1), fontsize=8)
+    axes.set_xticks(range(m), [str(j + 1) for j in range(m)], fontsize=8)
     axes.set_xlabel("factor")
     axes.set_title(f"darkest: {largest:.2f} nats", fontsize=9, color=INK)
     words = f"Mutual information between {len(order)} columns and {m} factors; each column leans mostly on one factor."
@@ -66,7 +67,7 @@ def held_out_by_factors(answer: Result) -> tuple[Figure, str]:
     axes.plot(candidates, scores, color=ACCENT, marker="o", markersize=4)
     axes.plot([chosen], scores[candidates == chosen], color=SECOND, marker="o", markersize=9, fillstyle="none")
     axes.set(xlabel="number of factors", ylabel="nats per row")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, f"Log-likelihood of held-out rows by number of factors; the best is at {chosen}."
 
 
@@ -77,27 +78,26 @@ def _pixel_maps(answer: Result) -> tuple[Figure, str]:
     m = len(information)
     columns = min(m, 5)
     rows = -(-m // columns)
-    largest = information.max() or 1.0
     with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(1.25 * columns, 1.45 * rows), layout="constrained")
+        figure = Figure(figsize=(1.25 * columns, 1.45 * rows))
         for j in range(m):
             axes = figure.add_subplot(rows, columns, j + 1)
             pixels = np.zeros(n_pixels)
-            pixels[answer.params["image_columns"]] = information[j] / largest
+            pixels[answer.params["image_columns"]] = information[j] / (information[j].max() or 1.0)
             pixels = pixels.reshape(height, width, -1).max(axis=2)
             axes.imshow(_tinted(pixels), interpolation="nearest")
             axes.set_title(f"{j + 1}: {answer.arrays['total_correlations'][j]:.2f} nats", fontsize=8, color=INK)
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set(color=INK, alpha=0.4)
-    return figure, f"For each of {m} factors, the pixels that share information with it."
+    return figure, f"For each of {m} factors, the pixels that share information with it; the darkest shares most."
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Return axes in the ink of the page, without a box."""
     with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((0, 0, 1, 1))  # labels stand outside; saving takes them in
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
         axes.tick_params(colors=INK, which="both", labelsize=9)

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$")
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV (commas, ``\\n``, UTF-8); text that a spreadsheet would run gets a leading apostrophe.
+    """Return a frame as CSV (commas, line feeds, UTF-8); text that a spreadsheet would run gets a leading apostrophe.
 
     Numbers stay numbers, also negative ones that are written as text.
     """

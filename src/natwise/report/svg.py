@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -25,7 +25,7 @@ _SETTINGS = {
 def svg(figure: Figure, *, fonttype: str = "path") -> str:
     """Return a matplotlib figure as an inline SVG element; the same figure gives the same text."""
     buffer = io.StringIO()
-    settings = {**_SETTINGS, "svg.fonttype": fonttype}
+    settings: Any = {**_SETTINGS, "svg.fonttype": fonttype}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # browsers have more fonts
         figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
@@ -38,6 +38,7 @@ def inline(figure: Figure, alternative: str) -> str:
     text = svg(figure, fonttype="none").replace(INK, "currentColor")
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # several figures share a page
     opening, rest = text.split(">", 1)
-    opening = re.sub(r' (width|height)="[^"]*"', "", opening)
+    opening = re.sub(r' height="[^"]*"', "", opening)
+    opening = re.sub(r' width="([^"]*)"', r' style="width: \1"', opening)
     words = escape(alternative)
     return f'{opening} role="img" aria-label="{words}"><title>{words}</title>{rest}'
