@@ -5,6 +5,7 @@ the factors of every period, every period re-reads the whole window, the gradien
 step 0.001 moves all weights. The start is the same linear model fitted to all samples with the same means.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -57,7 +58,7 @@ def loss(W, samples, weights, eps, l1, rng):
         _, z2, B = conditional_mean(z, window, alpha[keep])
         residual = ((x - z_own @ B) ** 2).mean(0)
         total = total + 0.5 * torch.log(torch.clamp(residual, min=1e-8)).sum() + 0.5 * torch.log(z2).sum()
-    for first, second in zip(W[:-1], W[1:], strict=True):
+    for first, second in itertools.pairwise(W):
         total = total + l1 * torch.abs(second - first).sum()
     return total / (len(W) * n_features)
 

@@ -2,5 +2,6 @@
 
 from natwise.structure.tcorex._estimator import TCorEx
 from natwise.structure.tcorex._periods import make_periods
+from natwise.structure.tcorex._selection import select_smoothness
 
-__all__ = ["TCorEx", "make_periods"]
+__all__ = ["TCorEx", "make_periods", "select_smoothness"]

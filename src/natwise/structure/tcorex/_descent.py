@@ -10,7 +10,7 @@ import torch
 from natwise.structure.linear_corex._annealing import ANNEALING
 from natwise.structure.tcorex._objective import TemporalObjective
 
-_HISTORY = 10
+_HISTORY = 5
 
 
 @dataclass(frozen=True)

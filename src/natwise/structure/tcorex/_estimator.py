@@ -281,13 +281,17 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             X,
             reset=reset,
             dtype=np.float64,
-            ensure_all_finite="allow-nan" if self._nan_is_missing() else True,
+            ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
             ensure_min_features=2 if reset else 1,
         )
+        if np.isinf(X).any():
+            raise ValueError("X must be finite, got infinity")
+        if np.isnan(X).any() and not self._nan_is_missing():
+            raise ValueError("X must be finite, got NaN; with missing_values=numpy.nan it stands for missing values")
         if self.missing_values is None or self._nan_is_missing():
             return X
-        return np.where(X == self.missing_values, np.nan, X)
+        return np.where(self.missing_values == X, np.nan, X)
 
     def _check_new(self, X: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return samples and the position of their period."""
@@ -303,13 +307,14 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _minimize(self, Z: np.ndarray, counts: np.ndarray, window: np.ndarray) -> torch.Tensor:
         """Return the weights (T, m, p)."""
-        data = _rows(Z, counts, window, self.weighted_objective)
-        window_rows, own_rows = [rows and rows.to(self.device, getattr(torch, self.dtype)) for rows in data]
+        dtype = getattr(torch, self.dtype)
+        rows, own = _rows(Z, counts, window, self.weighted_objective)
+        data = rows.to(self.device, dtype), own and own.to(self.device, dtype)
         penalty = TemporalPenalty(self.l1, self.l2, self.penalty)
-        weights = self._common_weights(Z).to(window_rows.X).repeat(len(counts), 1, 1)
+        weights = self._common_weights(Z).to(self.device, dtype).repeat(len(counts), 1, 1)
         with _progress(bool(self.verbose)) as report:
             history, self.n_iter_, converged = Descent(self.tol, self.max_iter, report).run(
-                lambda eps: TemporalObjective(window_rows, own_rows, penalty, eps), weights
+                lambda eps: TemporalObjective(*data, penalty, eps), weights
             )
         self.history_ = np.array(history)
         if not converged:
@@ -369,13 +374,16 @@ def _one_of(y: Any, times: Any) -> Any:
 
 def _check_times(times: Any, n_samples: int) -> np.ndarray:
     """Return one sortable period per sample."""
-    times = np.asarray(times)
+    try:
+        times = np.asarray(times)
+    except ValueError as error:
+        raise ValueError(f"times must have shape (n_samples,), got {shorten(times)} ({error})") from None
     if times.ndim == 2 and times.shape[1] == 1:
         times = times[:, 0]
     if times.ndim != 1:
         raise ValueError(f"times must have shape (n_samples,), got {times.shape}")
     check_same_length(X=range(n_samples), times=times)
-    if (times != times).any():  # noqa: PLR0124 - NaN and NaT are all that differs from itself
+    if (times != times).any():  # NaN and NaT
         raise ValueError("times must not be missing, got NaN or NaT")
     return times
 

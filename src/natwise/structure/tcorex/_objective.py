@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 SMALLEST_VARIANCE = 1e-6
-SMOOTHING = 1e-3
-_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**27}
+_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,17 @@ class Rows:
 class TemporalPenalty:
     """l1 times the absolute plus l2 times the squared change between consecutive periods.
 
-    The absolute value is smoothed, |d| = sqrt(d^2 + SMOOTHING^2) - SMOOTHING. Weights are of order 0.1 to 1, so a change
-    that matters is charged in full, and the objective stays differentiable, which a quasi-Newton method needs. Exact
-    zeros would be of no use here: the covariances of two periods differ through their samples anyway.
+    The absolute value is smoothed, |d| = sqrt(d^2 + s^2) - s with s = `smoothing`. Weights are of order 0.1 to 1, so a
+    change that matters is charged in full, and the objective stays differentiable, which a quasi-Newton method needs.
+    Exact zeros would be of no use here: the covariances of two periods differ through their samples anyway.
     """
 
     l1: float = 0.0
     l2: float = 0.0
     on: str = "weights"
+    smoothing: float = 1e-3
 
-    def __call__(self, M: torch.Tensor, gradient: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
+    def __call__(self, M: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the penalty of `M` (T, m, p), float64, and add its gradient to `gradient`."""
         change = M[1:] - M[:-1]
         value = torch.zeros((), dtype=torch.float64, device=M.device)
@@ -56,8 +56,8 @@ class TemporalPenalty:
             value += self.l2 * (change**2).sum()
             _add_difference(gradient, change, 2 * self.l2)
         if self.l1:
-            size = torch.addcmul(change.new_tensor(smoothing**2), change, change).sqrt_()
-            value += self.l1 * (size.sum() - smoothing * size.numel())
+            size = torch.addcmul(change.new_tensor(self.smoothing**2), change, change).sqrt_()
+            value += self.l1 * (size.sum() - self.smoothing * size.numel())
             _add_difference(gradient, change.div_(size), self.l1)
         return value
 
@@ -129,7 +129,7 @@ class TemporalObjective:
         return bounds, penalty, gradient
 
     def correlations(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the correlation of factors and variables in each period (T, m, p), and the root of E[z^2] (T, m, 1)."""
+        """Return the correlations of factors and variables (T, m, p), and the root of E[z^2] (T, m, 1)."""
         factors = Factors(self._window, W, self._noise)
         return factors.images(slice(None)) / _root(self._variance), factors.scale
 
@@ -261,7 +261,7 @@ class Residuals:
         through_r = -elasticity.sum(1, keepdim=True) * self._shrink * self._per_root
         through_own = self._B * -self._precision
         through_gram = -through_own @ self._B.mT
-        # b' = 2 q^2 - q and r' = 2 b q, so the derivative with respect to R is q (2 q (through_b + through_r R) - through_b)
+        # b' = 2 q^2 - q and r' = 2 b q: the derivative by R is q (2 q (through_b + through_r R) - through_b)
         through_R = torch.addcmul(through_b, through_r, self._R).mul_(self._q).mul_(2).sub_(through_b).mul_(self._q)
         if self._through_information is not None:
             through_R.addcmul_(self._through_information, self._b)

@@ -92,12 +92,12 @@ class Standardization:
     def estimate(cls, X: np.ndarray, weights: np.ndarray) -> Standardization:
         """Estimate from samples `X` (N, p), NaN where missing, and weights (T, N)."""
         observed = ~np.isnan(X)
-        reference = np.nanmean(X, axis=0)  # offsets as large as 1e9 would cost digits
-        centred = np.where(observed, X - reference, 0.0)
         sums = weights @ observed
         if not sums.all():
-            period, column = np.argwhere(sums == 0)[0]
+            column = np.argwhere(sums == 0)[0][1]
             raise ValueError(f"X must have an observed value in every column and window, got none in column {column}")
+        reference = np.nanmean(X, axis=0)  # large offsets would cost digits
+        centred = np.where(observed, X - reference, 0.0)
         mean = (weights @ centred) / sums
         variance = np.stack([w @ (observed * (centred - m) ** 2) for w, m in zip(weights, mean, strict=True)]) / sums
         effective = sums**2 / (weights**2 @ observed)

@@ -1,0 +1,98 @@
+"""The penalties that the data support."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+from sklearn.model_selection import StratifiedKFold
+
+from natwise.core.random import RandomState, Streams
+from natwise.core.validation import check_integer, check_real
+from natwise.result import Result, provenance
+from natwise.structure.tcorex._estimator import TCorEx
+
+
+def select_smoothness(
+    X: Any,
+    times: Any,
+    n_components: int = 2,
+    *,
+    l1: Iterable[float] = (0.0, 0.03, 0.1, 0.3, 1.0),
+    gamma: Iterable[float] = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8),
+    n_splits: int = 4,
+    n_jobs: int | None = None,
+    random_state: RandomState = None,
+    **parameters: Any,
+) -> Result:
+    """Choose `l1` and `gamma` of `TCorEx` by the likelihood of samples that were held out from each period.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        The samples.
+    times : array-like of shape (n_samples,)
+        The period of each sample.
+    n_components : int
+        Number of latent factors.
+    l1, gamma : iterable of float
+        The values to try; all pairs are.
+    n_splits : int
+        Parts into which the samples of each period are split; each part is held out once. Each period needs so many.
+    n_jobs : int, optional
+        Fits at a time, as in joblib, whose backends (Dask, Ray) can spread them over machines.
+    random_state : int, Generator, RandomState or None
+        Seeds the splits and the fits.
+    **parameters
+        Passed to `TCorEx`.
+
+    Returns
+    -------
+    Result
+        Arrays ``l1``, ``gamma``, ``score`` (mean held-out log-likelihood, nats) and ``standard_error`` over the splits,
+        one row per pair; scalars ``l1`` and ``gamma``: the choice, and its ``score``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is not as described, or a period has fewer than `n_splits` samples.
+    """
+    check_integer("n_splits", n_splits, minimum=2)
+    pairs = list(product(_values("l1", l1), _values("gamma", gamma)))
+    streams = Streams.of(random_state)
+    X, times = np.asarray(X), np.asarray(times)
+    splits = list(StratifiedKFold(n_splits, shuffle=True, random_state=streams.seed("splits")).split(X, times))
+    models = [TCorEx(n_components, l1=a, gamma=g, random_state=streams.seed("fit"), **parameters) for a, g in pairs]
+    with provenance(data={"X": X}) as record:
+        held_out = Parallel(n_jobs=n_jobs)(
+            delayed(_held_out)(model, X, times, train, test) for model, (train, test) in product(models, splits)
+        )
+    scores = np.reshape(held_out, (len(pairs), n_splits))
+    best = int(scores.mean(axis=1).argmax())
+    return Result(
+        "structure.tcorex/select_smoothness",
+        arrays={
+            "l1": np.array([a for a, _ in pairs]),
+            "gamma": np.array([g for _, g in pairs]),
+            "score": scores.mean(axis=1),
+            "standard_error": scores.std(axis=1, ddof=1) / np.sqrt(n_splits),
+        },
+        scalars={"l1": pairs[best][0], "gamma": pairs[best][1], "score": float(scores[best].mean())},
+        rows=[f"l1={a:g} gamma={g:g}" for a, g in pairs],
+        params={"n_components": n_components, "n_splits": n_splits, **parameters},
+        provenance=record,
+    )
+
+
+def _values(name: str, values: Iterable[float]) -> list[float]:
+    checked = [check_real(name, value, minimum=0) for value in values]
+    if not checked:
+        raise ValueError(f"{name} must hold at least one number, got none")
+    return checked
+
+
+def _held_out(model: TCorEx, X: np.ndarray, times: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
+    return model.fit(X[train], times[train]).score(X[test], times[test])
