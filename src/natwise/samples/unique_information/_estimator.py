@@ -126,10 +126,10 @@ class SampleInformation(BaseEstimator):
         """
         check_option("outputs", self.outputs, ("auto", "joint", "independent"))
         X, y = _checked_data(self, X, y)
-        X_val = X if X_val is None else validate_data(self, _as_array(X_val), reset=False, **_DATA)
+        X_val = X if X_val is None else _checked_validation(self, X_val, X.shape[1:])
         module, X, X_val, targets = self._prepare(X, y, X_val)
         initial, initial_val = outputs_of(module, X), outputs_of(module, X_val)
-        self.targets_, self.init_predictions_ = check_targets(targets, initial)
+        self.targets_, self.init_predictions_ = check_targets(targets, initial, "y")
         n, k = self.targets_.shape
         joint = self.outputs == "joint" or (self.outputs == "auto" and n * k <= JOINT_ROWS)
         self.outputs_ = "joint" if joint else "independent"
@@ -290,6 +290,13 @@ def _checked_data(estimator: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray,
         raise ValueError(f"y must have one row per sample, got shape {y.shape}")
     check_same_length(X=X, y=y)
     return X, y
+
+
+def _checked_validation(estimator: BaseEstimator, X_val: Any, shape: tuple[int, ...]) -> np.ndarray:
+    found = np.shape(_as_array(X_val))[1:]
+    if found != shape:
+        raise ValueError(f"X_val must hold samples of shape {shape} like X, got {found}")
+    return validate_data(estimator, _as_array(X_val), reset=False, **_DATA)
 
 
 def _as_array(value: Any) -> Any:

@@ -121,21 +121,21 @@ def build_problem(ntk: Any, init_preds: Any, targets: Any, rule: TrainingRule, g
     return problem
 
 
-def check_targets(targets: Any, init_preds: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_targets(targets: Any, init_preds: Any, name: str = "targets") -> tuple[np.ndarray, np.ndarray]:
     """Return targets and initial predictions as float64 (n, k)."""
-    targets = check_array("targets", targets, dtype=np.float64)
+    targets = check_array(name, targets, dtype=np.float64)
     init_preds = check_array("init_preds", init_preds, dtype=np.float64)
     outputs = init_preds.shape[1] if init_preds.ndim == 2 else 1
     if targets.ndim == 1 and outputs > 1:
         raise ValueError(
-            f"targets must have shape ({len(targets)}, {outputs}), one column per output, got class labels of shape "
+            f"{name} must have shape ({len(targets)}, {outputs}), one column per output, got class labels of shape "
             f"{targets.shape}; one-hot encode them: numpy.eye({outputs})[labels]"
         )
     targets = targets[:, None] if targets.ndim == 1 else targets
     init_preds = init_preds[:, None] if init_preds.ndim == 1 else init_preds
     if targets.ndim != 2 or init_preds.shape != targets.shape:
         raise ValueError(
-            f"init_preds and targets must have the same shape (n_samples, n_outputs), got {init_preds.shape} and "
+            f"init_preds and {name} must have the same shape (n_samples, n_outputs), got {init_preds.shape} and "
             f"{targets.shape}"
         )
     return targets, init_preds

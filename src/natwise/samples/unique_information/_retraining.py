@@ -69,7 +69,7 @@ def linearization_check(
     weight_decay = check_real("weight_decay", weight_decay, minimum=0.0)
     check_option("loss_reduction", loss_reduction, ("mean", "sum"))
     initial, initial_val = outputs_of(module, X), outputs_of(module, X_val)
-    targets, initial = check_targets(y, initial)
+    targets, initial = check_targets(y, initial, "y")
     n_removals = check_integer("n_removals", n_removals, minimum=3, maximum=len(targets))
     chosen = Streams.of(random_state).numpy("removals").choice(len(targets), n_removals, replace=False)
     training: dict[str, Any] = {"t": t, "lr": lr, "weight_decay": weight_decay, "loss_reduction": loss_reduction}
