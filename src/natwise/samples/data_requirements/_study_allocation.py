@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.datasets import make_classification
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.neighbors import KNeighborsClassifier
 
 from natwise.core.random import Streams
 
@@ -17,12 +17,12 @@ from ._planner import allocate_budget
 START = np.array([500, 500, 120, 120])
 SEPARATION = (2.0, 0.8, 2.0, 0.8)
 BUDGET = 1200
-N_TEST = 1500
+N_TEST = 800
 
 
 def measure(scale: str, streams: Streams, data_dir: Any) -> tuple[dict, dict, dict]:
     """Return the mean error over groups after collecting: by curves, uniformly, and in the shares of the start."""
-    worlds = 6 if scale == "ci" else 30
+    worlds = 10 if scale == "ci" else 20
     errors = np.array([_one_world(streams.child(i)) for i in range(worlds)])
     before, uniform, proportional, ours = errors.T
     scalars = {
@@ -40,7 +40,7 @@ def measure(scale: str, streams: Streams, data_dir: Any) -> tuple[dict, dict, di
 def _one_world(streams: Streams) -> tuple[float, float, float, float]:
     groups = [_group(g, streams.seed(f"group-{g}") % 2**31) for g in range(len(START))]
     X, y, group = _take(groups, START)
-    model = ExtraTreesClassifier(50, random_state=0)
+    model = KNeighborsClassifier(5)
     curve = measure_learning_curve(model, X, y, groups=group, repeats=5, random_state=streams.child("curve"))
     weights = np.full(len(START), 1 / len(START))
     curves = [
