@@ -37,8 +37,7 @@ def measure_learning_curve(
 ) -> Result:
     """Train `estimator` on nested subsets of the data and measure its error on held-out rows, also per group.
 
-    Every repeat splits the data anew into a pool and a test part; the training sets of one repeat are nested, and
-    classes and groups keep their shares in every one of them. Sizes are measured from small to large.
+    Every repeat splits the data anew; its training sets are nested and keep the shares of classes and groups.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ def measure_learning_curve(
     y : array-like of shape (n_samples,)
         Class labels.
     sizes : sequence of int, optional
-        Total training-set sizes, at least three, at most the pool. Default: eight geometric ones up to the pool.
+        Total training-set sizes, at least three. Default: eight geometric ones up to what is not held out.
     repeats : int
         Splits per size.
     groups : array-like of shape (n_samples,), optional
@@ -56,7 +55,7 @@ def measure_learning_curve(
     test_fraction : float
         Part of the data that is held out in each repeat, in (0, 1).
     time_limit : float, optional
-        Seconds. A size is started only if its predicted time still fits, except the three smallest.
+        Seconds. Except the three smallest, a size is started only if its predicted time still fits.
     n_jobs : int, optional
         Fits at the same time, through joblib.
     random_state : int, generator or None
@@ -64,10 +63,10 @@ def measure_learning_curve(
     Returns
     -------
     Result
-        One row per fit. Arrays: ``n``, ``errors`` and ``sample_weight`` (1 / binomial variance of ln error), ready
-        for `PiecewisePowerLaw.fit`; with groups also ``group_n`` and ``group_errors``, ``group_weight`` of shape
-        (n_fits, n_groups). ``params["groups"]`` names the groups. An error of 0 on m test rows is reported as
-        0.5 / m. ``warnings`` says what was floored or left out for lack of time.
+        One row per fit. Arrays: ``n``, ``errors``, ``sample_weight`` (1 / binomial variance of ln error); with groups
+        also ``group_n``, ``group_errors``, ``group_weight`` of shape (n_fits, n_groups), named by
+        ``params["groups"]``. An error of 0 on m rows is reported as 0.5 / m; ``warnings`` says how often, and which
+        sizes found no time.
 
     Raises
     ------
@@ -83,9 +82,7 @@ def measure_learning_curve(
     names, group_index = np.unique(groups, return_inverse=True)
     strata = _strata(y, group_index)
     splits = [_split(strata, test_fraction, streams.numpy(f"split-{i}")) for i in range(repeats)]
-    for _, test in splits:
-        if missing := set(range(len(names))) - set(group_index[test].tolist()):
-            raise ValueError(f"group {names[missing.pop()]!r} has too few rows per class to be tested")
+    _check_groups_tested(splits, names, group_index)
     checked = _check_sizes(sizes, len(splits[0][0]), len(np.unique(strata)))
     with provenance(data={"y": y}) as record:
         fits, skipped = _run(estimator, X, y, splits, checked, streams, time_limit, n_jobs)
@@ -96,12 +93,7 @@ def measure_learning_curve(
         "samples.data_requirements/learning_curve",
         arrays=arrays if len(names) > 1 else {name: arrays[name] for name in ("n", "errors", "sample_weight")},
         rows=[f"{size}/{repeat}" for size, repeat, *_ in fits],
-        params={
-            "estimator": type(estimator).__name__,
-            "groups": names.tolist(),
-            "repeats": repeats,
-            "test_fraction": test_fraction,
-        },
+        params={"estimator": type(estimator).__name__, "groups": names.tolist(), "test_fraction": test_fraction},
         provenance=record,
         warnings=notes,
     )
@@ -138,6 +130,12 @@ def _split(strata: np.ndarray, test_fraction: float, rng: np.random.Generator) -
     n_test = max(1, round(test_fraction * len(order)))
     pool = order[: len(order) - n_test]
     return pool, order[len(order) - n_test :]
+
+
+def _check_groups_tested(splits: list[tuple[np.ndarray, np.ndarray]], names: np.ndarray, index: np.ndarray) -> None:
+    for _, test in splits:
+        if missing := set(range(len(names))) - set(index[test].tolist()):
+            raise ValueError(f"group {names[missing.pop()]!r} has too few rows per class to be tested")
 
 
 def _check_sizes(sizes: Sequence[int] | None, n_pool: int, n_strata: int) -> np.ndarray:
