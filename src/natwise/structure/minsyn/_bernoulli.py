@@ -20,21 +20,29 @@ CLIP = 1e-3
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Log-odds of the variables alone (p,), and given that a factor is on or off (m, p)."""
+class BernoulliDecoder:
+    """p_CI(x_i|y) from the log-odds of the variables alone (p,), and given that a factor is on or off (m, p)."""
 
     alone: np.ndarray
     on: np.ndarray
     off: np.ndarray
 
     @classmethod
-    def of(cls, X: np.ndarray, Y: np.ndarray) -> Tables:
+    def of(cls, X: np.ndarray, Y: np.ndarray) -> BernoulliDecoder:
         """Return the tables of samples X (n, p) in [0, 1] and factors Y (n, m) in (0, 1)."""
         return cls(_log_odds(X.mean(0)), _log_odds(_mean_given(X, Y)), _log_odds(_mean_given(X, 1 - Y)))
 
-    def decode(self, Y: np.ndarray) -> np.ndarray:
+    def logits(self, Y: np.ndarray) -> np.ndarray:
         """Return logit p_CI(x_i=1|y), shape (n, p)."""
         return (1 - len(self.on)) * self.alone + Y @ self.on + (1 - Y) @ self.off
+
+    def predict(self, Y: np.ndarray) -> np.ndarray:
+        """Return E[x|y], shape (n, p)."""
+        return expit(self.logits(Y))
+
+    def log_likelihood(self, X: np.ndarray, Y: np.ndarray) -> float:
+        """Return the mean over samples of sum_i log p_CI(x_i|y)."""
+        return -_cross_entropy(X, self.logits(Y))
 
     def mutual_information(self, share: np.ndarray) -> np.ndarray:
         """Return I(X_i;Y_j) in nats, shape (m, p), where Y_j is on with probability share (m,)."""
@@ -97,13 +105,16 @@ def factor_information(logits: np.ndarray) -> np.ndarray:
 
 
 def _decoding(X: np.ndarray, Y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return -sum_i E log p_CI(x_i|y) and its derivative by Y, through the decoder and through the tables."""
-    tables = Tables.of(X, Y)
-    logits = tables.decode(Y)
-    loss = (np.logaddexp(0.0, logits) - X * logits).sum() / len(X)
+    """Return -sum_i E log p_CI(x_i|y) and its derivative by Y, through the decoder and through the decoder."""
+    decoder = BernoulliDecoder.of(X, Y)
+    logits = decoder.logits(Y)
     error = (expit(logits) - X) / len(X)
-    through_decoder = error @ (tables.on - tables.off).T
-    return loss, through_decoder + _through_table(X, Y, error) - _through_table(X, 1 - Y, error)
+    through_decoder = error @ (decoder.on - decoder.off).T
+    return _cross_entropy(X, logits), through_decoder + _through_table(X, Y, error) - _through_table(X, 1 - Y, error)
+
+
+def _cross_entropy(X: np.ndarray, logits: np.ndarray) -> float:
+    return float((np.logaddexp(0.0, logits) - X * logits).sum() / len(X))
 
 
 def _through_table(X: np.ndarray, share: np.ndarray, error: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real
-from natwise.structure.minsyn._bernoulli import BernoulliLoss, Tables, factor_information
-from natwise.structure.minsyn._gaussian import Decoder, GaussianLoss, correlations, synergy
+from natwise.structure.minsyn._bernoulli import BernoulliDecoder, BernoulliLoss, factor_information
+from natwise.structure.minsyn._gaussian import GaussianDecoder, GaussianLoss, correlations, synergy
 from natwise.structure.minsyn._span import Span
 
 _FIRST_NOISE = 0.3
@@ -48,7 +49,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     tol : float
         Relative decrease of the loss at which a stage ends.
     verbose : int
-        1 prints the loss of every start to stderr.
+        1 shows a progress bar over the starts, on a terminal.
     random_state : int, Generator, RandomState or None
         Seed of the random starts.
 
@@ -77,9 +78,9 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Notes
     -----
     Ver Steeg, Brekelmans, Harutyunyan and Galstyan, "Disentangled representations via synergy minimization", 2017.
-    The authors released no code of the method. The loss is the natural reading of its idea, and the
-    linear-Gaussian case agrees with linear CorEx except that the residual variance of a variable is the one of p_CI, not
-    fitted; `noise`, its gradual decrease and the binary version are ours.
+    The authors released no code of the method. The loss is the natural reading of its idea. The
+    linear-Gaussian case is linear CorEx with the residual variance of p_CI in the place of a fitted one; `noise`,
+    its gradual decrease and the binary version are ours.
 
     Examples
     --------
@@ -134,7 +135,11 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._scale(X)
         span = Span.of(self._scaled(X))
         starts = Streams.of(self.random_state)
-        runs = [self._run(X, span, starts.child(k).numpy("start")) for k in range(self.n_init)]
+        with progress(self.n_init, wanted=bool(self.verbose)) as report:
+            runs = []
+            for k in range(self.n_init):
+                runs.append(self._run(X, span, starts.child(k).numpy("start")))
+                report(k + 1, f"loss {runs[-1][0]:.6g}")
         self.loss_, a, self.n_iter_, finished = min(runs, key=lambda run: run[0])
         if not finished:
             message = f"MinSyn did not converge in max_iter={self.max_iter} iterations"
@@ -163,8 +168,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Y = check_array("X", X, shape=("n_samples", len(self.components_)), dtype=np.float64)
         if self.likelihood == "bernoulli":
             _check_unit_interval(Y)
-            return expit(self._decoder.decode(Y))
-        return self.mean_ + self.scale_ * (Y @ self._decoder.loadings)
+        return self._decoder.predict(Y)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean over samples of sum_i E log p_CI(x_i|y) in nats, the expectation over the noise in y.
@@ -174,14 +178,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         Y = self.transform(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        if self.likelihood == "bernoulli":
-            logits = self._decoder.decode(Y)
-            return float((X * logits - np.logaddexp(0.0, logits)).sum(1).mean())
-        varies, decoder = self._varies, self._decoder
-        noise_variance = self._factor_noise @ decoder.loadings**2
-        squared = ((self._scaled(X) - Y @ decoder.loadings) ** 2).mean(0) + noise_variance
-        density = 0.5 * (np.log(decoder.precision / (2 * np.pi)) - decoder.precision * squared) - np.log(self.scale_)
-        return float(density[varies].sum())
+        return self._decoder.log_likelihood(X, Y)
 
     @property
     def _n_features_out(self) -> int:
@@ -198,15 +195,14 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_real("tol", self.tol, minimum=0)
 
     def _scale(self, X: np.ndarray) -> None:
-        self.mean_ = X.mean(0)
-        deviation = X.std(0)
+        self.mean_, deviation = X.mean(0), X.std(0)
         self._varies = deviation > 1e-10 * np.maximum(1.0, np.abs(self.mean_))
         if not self._varies.any():
             raise ValueError(f"X must vary, got {len(X)} equal samples")
-        self.scale_ = np.where(self._varies, deviation, 1.0)
         if self.likelihood == "bernoulli":
             _check_unit_interval(X)
-            self.scale_ = np.ones_like(deviation)
+        standardise = self._varies if self.likelihood == "gaussian" else False
+        self.scale_ = np.where(standardise, deviation, 1.0)
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
         return (X - self.mean_) / self.scale_
@@ -246,13 +242,15 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if isinstance(loss, BernoulliLoss):
             logits = loss.inputs @ a.T
             Y = expit(logits)
-            self._decoder: Decoder | Tables = Tables.of(X, Y)
-            return a[:, -1].copy(), factor_information(logits), self._decoder.mutual_information(Y.mean(0))
+            decoder = BernoulliDecoder.of(X, Y)
+            self._decoder: GaussianDecoder | BernoulliDecoder = decoder
+            return a[:, -1].copy(), factor_information(logits), decoder.mutual_information(Y.mean(0))
         w = loss.encode(a)
         R = w @ loss.span.loadings
-        self._decoder, self._factor_noise = Decoder.of(R), 1 - (w**2).sum(1)
+        noise = 1 - (w**2).sum(1)
+        self._decoder = GaussianDecoder(R, noise, self.mean_, X.std(0) * self._varies)
         self.synergy_ = synergy(R, correlations(w))
-        return np.zeros(len(a)), -0.5 * np.log(self._factor_noise), -0.5 * np.log1p(-(R**2))
+        return np.zeros(len(a)), -0.5 * np.log(noise), -0.5 * np.log1p(-(R**2))
 
 
 def _check_unit_interval(X: np.ndarray) -> None:

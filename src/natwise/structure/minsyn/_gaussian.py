@@ -18,19 +18,36 @@ from scipy.linalg import lstsq
 from natwise.structure.minsyn._span import Span
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """x_i given z is N(loadings_i·z, 1/precision_i), in standardised units."""
+class GaussianDecoder:
+    """p_CI(x_i|z) = N(mean_i + scale_i loadings_i·z, scale_i^2/precision_i), in the units of the variables.
 
-    loadings: np.ndarray
-    precision: np.ndarray
+    Parameters
+    ----------
+    R : ndarray of shape (n_components, n_features)
+        Correlations of factors and variables.
+    factor_noise : ndarray of shape (n_components,)
+        Variance of the noise in the factors.
+    mean, scale : ndarray of shape (n_features,)
+        Of the variables; the scale of constant variables is 0.
+    """
 
-    @classmethod
-    def of(cls, R: np.ndarray) -> Decoder:
-        """Return the decoder for the correlations R (n_components, n_features)."""
+    def __init__(self, R: np.ndarray, factor_noise: np.ndarray, mean: np.ndarray, scale: np.ndarray):
         b = R / (1 - R**2)
-        precision = 1 + (R * b).sum(0)
-        return cls(b / precision, precision)
+        self.precision = 1 + (R * b).sum(0)
+        self.loadings = b / self.precision
+        self.factor_noise, self.mean, self.scale = factor_noise, mean, scale
+
+    def predict(self, Y: np.ndarray) -> np.ndarray:
+        """Return E[x|y], shape (n_samples, n_features)."""
+        return self.mean + self.scale * (Y @ self.loadings)
+
+    def log_likelihood(self, X: np.ndarray, Y: np.ndarray) -> float:
+        """Return the mean over samples of the log-density of the variables that vary, noise in the factors averaged."""
+        varies = self.scale > 0
+        scale, precision = self.scale[varies], self.precision[varies]
+        error = ((X - self.predict(Y))[:, varies] / scale) ** 2
+        squared = error.mean(0) + self.factor_noise @ self.loadings[:, varies] ** 2
+        return float((0.5 * (np.log(precision / (2 * np.pi)) - precision * squared) - np.log(scale)).sum())
 
 
 @dataclass(frozen=True)

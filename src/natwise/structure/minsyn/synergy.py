@@ -19,16 +19,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import xlogy
 
+from natwise.core.information import gaussian_mutual_information, mutual_information
 from natwise.core.validation import check_array, shorten
 from natwise.structure.minsyn._union import MAX_CELLS, NEGLIGIBLE, least_information
 
-__all__ = ["ci", "mutual_information", "union", "union_information", "wms"]
+__all__ = ["ci", "union", "union_information", "wms"]
 
 
-def mutual_information(pmf: Any = None, *, covariance: Any = None) -> float:
-    """Return I(X; Y_1, …, Y_m) in nats: what all sources together tell about the target.
+def wms(pmf: Any = None, *, covariance: Any = None) -> float:
+    """Return the whole-minus-sum synergy I(X;Y) - sum_j I(X;Y_j) = TC(Y|X) - TC(Y) in nats.
+
+    Negative when the sources repeat one another more than they complete one another.
 
     Parameters
     ----------
@@ -42,16 +44,6 @@ def mutual_information(pmf: Any = None, *, covariance: Any = None) -> float:
     ValueError
         If not exactly one is given, `pmf` has fewer than two axes, a negative entry or another sum than 1, or
         `covariance` is not a symmetric positive definite matrix of at least two rows.
-    """
-    p, R = _distribution(pmf, covariance)
-    return _gaussian_information(R) if p is None else _information(p)
-
-
-def wms(pmf: Any = None, *, covariance: Any = None) -> float:
-    """Return the whole-minus-sum synergy I(X;Y) - sum_j I(X;Y_j) = TC(Y|X) - TC(Y) in nats.
-
-    Negative when the sources repeat one another more than they complete one another. Arguments and errors are
-    those of `mutual_information`.
 
     Examples
     --------
@@ -62,7 +54,7 @@ def wms(pmf: Any = None, *, covariance: Any = None) -> float:
     p, R = _distribution(pmf, covariance)
     if p is None:
         return _gaussian_information(R) - float(_gaussian_single_informations(R).sum())
-    return _information(p) - sum(_information(_pair(p, j)) for j in range(1, p.ndim))
+    return _information(p) - sum(mutual_information(p, 0, j) for j in range(1, p.ndim))
 
 
 def ci(pmf: Any = None, *, covariance: Any = None) -> float:
@@ -70,7 +62,7 @@ def ci(pmf: Any = None, *, covariance: Any = None) -> float:
 
     This is the synergy that `MinSyn` minimises: the loss of a decoder that combines what each source says on
     its own. Zero when the sources are independent given the target. Double-counted redundancy is penalised
-    too, so it can be positive where `union` is 0. Arguments and errors are those of `mutual_information`.
+    too, so it can be positive where `union` is 0. Arguments and errors are those of `wms`.
 
     For Gaussians, with rho_j = corr(x, y_j), C = corr(y), b = rho/(1-rho^2), S = rho'b and Q = b'Cb,
     ``ci = (Q - S^2 - S)/(2(1+S)) - log(1+S)/2 + I(X;Y)``.
@@ -93,7 +85,7 @@ def union_information(pmf: Any = None, *, covariance: Any = None) -> float:
     For pmfs a convex problem, solved by an interior-point method with a certified gap (1e-7 nats where it
     converges; a `ConvergenceWarning` tells the gap otherwise). The table may have up to 200,000 cells: it grows
     exponentially with the number of sources. For a Gaussian target it is max_j I(X;Y_j). Arguments and errors are
-    those of `mutual_information`; a larger table is a `ValueError`.
+    those of `wms`; a larger table is a `ValueError`.
     """
     p, R = _distribution(pmf, covariance)
     if p is None:
@@ -103,7 +95,7 @@ def union_information(pmf: Any = None, *, covariance: Any = None) -> float:
     possible = np.where(p > NEGLIGIBLE, p, 0.0)
     possible = possible[possible.reshape(len(p), -1).any(1)] / possible.sum()
     pairs = [_pair(possible, j) for j in range(1, p.ndim)]
-    lowest = max(_information(pair) for pair in pairs)
+    lowest = max(mutual_information(p, 0, j) for j in range(1, p.ndim))
     return float(np.clip(least_information(pairs), lowest, max(lowest, _information(p))))
 
 
@@ -117,7 +109,9 @@ def union(pmf: Any = None, *, covariance: Any = None) -> float:
     >>> round(union(covariance=[[1, 0.6, 0.6], [0.6, 1, 0], [0.6, 0, 1]]), 6)
     0.413339
     """
-    return max(0.0, mutual_information(pmf, covariance=covariance) - union_information(pmf, covariance=covariance))
+    p, R = _distribution(pmf, covariance)
+    total = _gaussian_information(R) if p is None else _information(p)
+    return max(0.0, total - union_information(pmf, covariance=covariance))
 
 
 def _distribution(pmf: Any, covariance: Any) -> tuple[Any, Any]:
@@ -156,8 +150,7 @@ def _correlations(covariance: Any) -> np.ndarray:
 
 
 def _gaussian_information(R: np.ndarray) -> float:
-    rho = R[0, 1:]
-    return float(-0.5 * np.log1p(-rho @ np.linalg.solve(R[1:, 1:], rho)))
+    return gaussian_mutual_information(R, 0, range(1, len(R)))
 
 
 def _gaussian_single_informations(R: np.ndarray) -> np.ndarray:
@@ -165,9 +158,7 @@ def _gaussian_single_informations(R: np.ndarray) -> np.ndarray:
 
 
 def _information(p: np.ndarray) -> float:
-    """Return I(X; all other axes) of a table with x first."""
-    p = p.reshape(len(p), -1)
-    return max(0.0, float(xlogy(p, p).sum() - xlogy(p.sum(0), p.sum(0)).sum() - xlogy(p.sum(1), p.sum(1)).sum()))
+    return mutual_information(p, 0, range(1, p.ndim))
 
 
 def _pair(p: np.ndarray, j: int) -> np.ndarray:
