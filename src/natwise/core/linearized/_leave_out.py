@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import torch
 from scipy.sparse.linalg import eigsh
 from sklearn.exceptions import ConvergenceWarning
 
 from natwise.core.linearized._dynamics import Dynamics
 from natwise.core.linearized._rational import RationalFunction, approximate
 
+_LARGE = 2000
 _SURE = 1e-9  # 1 - leverage below this: the group alone determines a direction
 
 
@@ -54,12 +56,12 @@ class Spectrum:
         asymmetry = float(np.abs(exact - exact.T).max(initial=0.0))
         if asymmetry > tolerance * scale:
             raise ValueError(f"ntk must be symmetric, got |ntk - ntk.T| up to {asymmetry:.3g}")
-        values, vectors = scipy.linalg.eigh((exact + exact.T) / 2, driver="evd", check_finite=False)
+        values, vectors = _eigh((exact + exact.T) / 2)
         if values[0] < -tolerance * max(values[-1], scale):
             raise ValueError(
                 f"ntk must be positive semi-definite, got eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
             )
-        rcond = 10 * len(values) * float(np.finfo(np.float32 if single else np.float64).eps)
+        rcond = 1e-6 if single else 10 * len(values) * float(np.finfo(np.float64).eps)
         return cls(np.maximum(values, 0.0), vectors, rcond)
 
     @property
@@ -188,6 +190,14 @@ class LeaveOut:
         full = np.zeros_like(self._residual)
         full[kept] = change / root
         return full
+
+
+def _eigh(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Decompose a symmetric matrix in float64; a large one on the GPU, if there is one."""
+    if len(kernel) >= _LARGE and torch.cuda.is_available():
+        values, vectors = torch.linalg.eigh(torch.from_numpy(kernel).cuda())
+        return values.cpu().numpy(), vectors.cpu().numpy()
+    return scipy.linalg.eigh(kernel, driver="evd", overwrite_a=True, check_finite=False)
 
 
 def _rational(dynamics: Dynamics, low: float, high: float) -> RationalFunction:

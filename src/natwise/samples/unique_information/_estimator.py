@@ -131,7 +131,7 @@ class SampleInformation(BaseEstimator):
         initial, initial_val = outputs_of(module, X), outputs_of(module, X_val)
         self.targets_, self.init_predictions_ = check_targets(targets, initial, "y")
         n, k = self.targets_.shape
-        joint = self.outputs == "joint" or (self.outputs == "auto" and n * k <= JOINT_ROWS)
+        joint = self.outputs == "joint" or (self.outputs == "auto" and (k == 1 or n * k <= JOINT_ROWS))
         self.outputs_ = "joint" if joint else "independent"
         kind: dict[str, Any] = {"method": self.method, "outputs": "all" if joint else "mean"}
         self.ntk_ = empirical_ntk(module, X, **kind)
