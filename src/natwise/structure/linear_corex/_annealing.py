@@ -11,6 +11,7 @@ from natwise.core.progress import Report
 from natwise.structure.linear_corex._ascent import Ascent
 
 ANNEALING = tuple(0.6**k for k in range(1, 7))
+ANNEALING_SLACK = 10.0  # the groups form in the first stage; those between it and the last need less care
 START = 0.1  # correlation of a fresh factor with its noisy copy: u = 0.01
 COMPRESSION = 2  # rows per column from which the data are replaced by their R factor
 
@@ -44,8 +45,8 @@ def climb(
     anneal : bool
         Go through the noise levels 0.6^k, k = 1..6, before the last stage without noise.
     tol : float
-        A stage ends when two iterations in a row gain less, in nats. What a sum of the dtype cannot resolve counts as
-        no gain.
+        A stage ends when two iterations in a row gain less, in nats; those between the first and the last when they
+        gain less than ten times that. What the dtype cannot resolve counts as no gain.
     max_iter : int
         Iterations allowed in each stage.
     report : callable
@@ -58,7 +59,8 @@ def climb(
     for eps in (*(ANNEALING if anneal else ()), 0.0):
         weights *= rescaling(weights, u, previous, eps).to(weights.dtype)[:, None]
         ascent = Ascent(X, weights, eps)
-        converged = _run_stage(ascent, tol, max_iter, history, report)
+        slack = ANNEALING_SLACK if 0 < eps < max(ANNEALING) else 1.0
+        converged = _run_stage(ascent, slack * tol, max_iter, history, report)
         u, previous = ascent.u, eps
     return Climb(weights, history, converged)
 

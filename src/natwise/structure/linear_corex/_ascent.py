@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 SUFFICIENT_GAIN = 0.1  # of what the slope promises
-LARGE_SLOPE = 0.5  # of the slope at the start of the line: worth a second trial
+OVERSHOOT = 0.5  # slope behind the minimum, relative to that at the start of the line, that is worth a second trial
 SMALLEST_STEP = 1e-10
-_BLOCK_ELEMENTS = 2**15
+_BLOCK_ELEMENTS = 2**19
 
 
 @dataclass
@@ -57,14 +57,16 @@ class Ascent:
 
     def __init__(self, X: torch.Tensor, weights: torch.Tensor, eps: float = 0.0):
         self._X, self.weights, self.eps = X, weights, eps
-        self._factors, self._rho = self._images(weights)
+        self._factors, self._rho = self._images(weights, out=torch.empty_like(weights))
         self._line, self._line_rho = torch.zeros_like(weights), torch.zeros_like(weights)
         self._line_factors = torch.zeros_like(self._factors)
-        self._trial_rho, self.gradient = torch.empty_like(weights), torch.empty_like(weights)
+        self._trial_rho, self._preconditioned = torch.empty_like(weights), torch.empty_like(weights)
+        self.gradient = torch.empty_like(weights)
         self._trial_gradient = torch.zeros_like(weights)  # after a step: the gradient before it
         self._steepness = -math.inf  # of the preconditioned gradient before the last step
         block = weights.shape[1] if X.is_cuda else max(1, _BLOCK_ELEMENTS // len(weights))
         self._scratch = X.new_empty(4, len(weights), min(block, weights.shape[1]))
+        self._one = X.new_ones(())
         gram = self._inner(weights, self._factors, weights, self._factors)
         self._line_cross, self._line_gram = torch.zeros_like(gram), torch.zeros_like(gram)
         self._here = _Point(0.0, math.nan, 0.0, gram, gram)
@@ -90,10 +92,10 @@ class Ascent:
 
     def _choose_line(self) -> float:
         """Set a search line that is conjugate to the last one; return the slope of -TC along it."""
-        G, r = self.gradient, (1 - self.u).to(self.gradient.dtype)[:, None]
-        B = (self._rho * G).sum(1, keepdim=True)
-        P = (G * -r).addcmul_(self.weights, 2 * r * B / (2 - r))
-        factors, rho = self._images(P)
+        G, P, r = self.gradient, self._preconditioned, (1 - self.u).to(self.gradient.dtype)[:, None]
+        B = torch.mul(self._rho, G, out=P).sum(1, keepdim=True)
+        torch.mul(G, -r, out=P).addcmul_(self.weights, 2 * r * B / (2 - r))
+        factors, rho = self._images(P, out=self._trial_rho)
         steepness = _dot(G, rho)
         beta = max(0.0, (steepness - _dot(self._trial_gradient, rho)) / self._steepness)
         if steepness + beta * self._here.slope >= 0:
@@ -113,9 +115,9 @@ class Ascent:
             if point.eta < SMALLEST_STEP:
                 return None
             point = self._try(_clip(self._minimum(slope, point), 0.1 * point.eta, 0.7 * point.eta))
-        if abs(point.slope) <= LARGE_SLOPE * abs(slope):
+        if point.slope <= OVERSHOOT * abs(slope):
             return point
-        refined = self._try(_clip(self._minimum(slope, point), 0.1 * point.eta, 4 * point.eta))
+        refined = self._try(_clip(self._minimum(slope, point), 0.1 * point.eta, 0.9 * point.eta))
         return refined if refined.tc > point.tc else self._try(point.eta)
 
     def _minimum(self, slope: float, point: _Point) -> float:
@@ -132,11 +134,11 @@ class Ascent:
         self._factors.add_(self._line_factors, alpha=point.eta)
         self._rho, self._trial_rho = self._trial_rho, self._rho
         self.gradient, self._trial_gradient = self._trial_gradient, self.gradient
-        self.gradient.addmm_(point.mixing.to(self.gradient.dtype), self.weights)
+        self.gradient.addmm_(point.mixing.to(self.gradient.dtype), self.weights, beta=-1)
         self._here = point
 
     def _try(self, eta: float) -> _Point:
-        """Return the point at a step `eta`; leaves rho and T there in the trial buffers."""
+        """Return the point at a step `eta`; leaves rho and -T there in the trial buffers."""
         gram = self._here.gram + eta * (self._line_cross + self._line_cross.T) + eta**2 * self._line_gram
         u = gram.diagonal()
         if not u.max() < 1:
@@ -157,24 +159,24 @@ class Ascent:
     def _try_block(
         self, rho: torch.Tensor, line_rho: torch.Tensor, ry: torch.Tensor, H: torch.Tensor, T: torch.Tensor
     ) -> torch.Tensor:
-        """Return the block's parts of objective and slope, add its part to `H`, write T."""
+        """Return the block's parts of objective and slope, add its part to `H`, write -T."""
         inverse, b, Q, work = self._scratch[:, :, : rho.shape[1]]
-        torch.mul(rho, rho, out=inverse).neg_().add_(1).reciprocal_()
+        torch.addcmul(self._one, rho, rho, value=-1, out=inverse).reciprocal_()
         torch.mul(rho, inverse, out=b)
         S = torch.mul(rho, b, out=work).sum(0)
         torch.mm(ry, b, out=Q)
         D = 1 + torch.addcmul(Q, S, rho, value=-1, out=work).mul_(b).sum(0)
         H.addmm_(torch.div(b, D, out=work), b.T)
-        torch.mul(inverse, 2, out=work).sub_(1).mul_(Q.div_(D)).sub_(b.mul_(2 / (1 + S) + 2 * S / D))
+        torch.addcmul(Q.div_(D), inverse, Q, value=-2, out=work).addcmul_(b, 2 / (1 + S) + 2 * S / D)
         torch.mul(work, inverse, out=T)
         tc = (torch.log1p(S).double() - 0.5 * torch.log(D).double()).sum()
-        return torch.stack([tc, torch.mul(T, line_rho, out=work).sum(1).double().sum()])
+        return torch.stack([tc, -torch.mul(T, line_rho, out=work).sum(1).double().sum()])
 
-    def _images(self, V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return V X^T and V S."""
+    def _images(self, V: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return V X^T, and V S in `out`."""
         factors = V @ self._X.T
-        image = (factors * ((1 - self.eps**2) / len(self._X))) @ self._X
-        return factors, image.add_(V, alpha=self.eps**2) if self.eps else image
+        torch.mm(factors * ((1 - self.eps**2) / len(self._X)), self._X, out=out)
+        return factors, out.add_(V, alpha=self.eps**2) if self.eps else out
 
     def _inner(self, A: torch.Tensor, A_X: torch.Tensor, B: torch.Tensor, B_X: torch.Tensor) -> torch.Tensor:
         """Return A S B^T in float64 from A, B and their products with X^T."""
@@ -183,7 +185,7 @@ class Ascent:
 
 
 def _dot(A: torch.Tensor, B: torch.Tensor) -> float:
-    return float((A * B).sum(1).double().sum())
+    return float(torch.dot(A.view(-1), B.view(-1)))
 
 
 def _clip(value: float, low: float, high: float) -> float:
