@@ -2,7 +2,6 @@ from .data_requirements import (
     ClassicalCurve as ClassicalCurve,
     CurveBank as CurveBank,
     DataRequirementPlanner as DataRequirementPlanner,
-    ExtrapolationWarning as ExtrapolationWarning,
     MetaPiecewisePowerLaw as MetaPiecewisePowerLaw,
     PiecewisePowerLaw as PiecewisePowerLaw,
     PowerLaw as PowerLaw,

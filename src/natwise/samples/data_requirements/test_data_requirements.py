@@ -19,11 +19,11 @@ from sklearn.exceptions import NotFittedError
 from natwise.core.io import load_npz
 from natwise.samples import (
     ClassicalCurve,
-    ExtrapolationWarning,
     MetaPiecewisePowerLaw,
     PiecewisePowerLaw,
     PowerLaw,
 )
+from natwise.samples.data_requirements import ExtrapolationWarning
 from natwise.samples.data_requirements._classical import FORMS
 
 GOLDEN = load_npz(Path(__file__).with_name("golden.npz"))
