@@ -1,5 +1,6 @@
 """LIMIT and its neighbours: training with wrong labels, label noise, and memorised label information."""
 
+from natwise.supervision.limit._classifiers import LIMITClassifier, RobustClassifier
 from natwise.supervision.limit._information import fano_error_lower_bound, memorized_label_information
 from natwise.supervision.limit._limit import (
     GradientHead,
@@ -42,6 +43,7 @@ __all__ = [
     "GCELoss",
     "GradientHead",
     "InstanceNoise",
+    "LIMITClassifier",
     "LIMITLoss",
     "LIMITOutput",
     "LIMITPenaltyLoss",
@@ -50,6 +52,7 @@ __all__ = [
     "MSELoss",
     "NoisyGradientLoss",
     "PairNoise",
+    "RobustClassifier",
     "SymmetricCELoss",
     "UniformNoise",
     "check_separate_networks",

@@ -1,0 +1,256 @@
+"""Re-measure LIMIT's claims: less memorisation of wrong labels, better accuracy, the Fano floor of training error."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from natwise.core.io import load_npz
+from natwise.core.random import Streams
+from natwise.core.validation import check_option
+from natwise.datasets import local
+from natwise.result import Result, provenance
+from natwise.supervision.limit import (
+    GCELoss,
+    LabelSmoothingLoss,
+    LIMITClassifier,
+    MAELoss,
+    RobustClassifier,
+    UniformNoise,
+    corrupt_labels,
+    fano_error_lower_bound,
+    memorized_label_information,
+    transition_entropy,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KIND = "supervision.limit"
+MNIST, CIFAR = "images/mnist.npz", "images/cifar10_train5000.npz"
+CIFAR_HUMAN = "images/cifar10n_human_labels_first5000.npz"
+NOISE_RATES = (0.2, 0.4, 0.6, 0.8)
+DataDir = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Noisy training and validation labels, clean test labels, and the entropy of the noise in nats."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    label_entropy: float
+
+
+def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
+    """Measure one claim of the card.
+
+    Parameters
+    ----------
+    claim : str
+        Its id on the card.
+    scale : {"ci", "small", "paper"}
+        Size of the data and length of the training.
+    seed : int
+        Seeds subsets, noise and training.
+    data_dir : path, optional
+        Folder of local data. Default: ``$NATWISE_DATA``.
+    device : str
+        Where to train.
+
+    Returns
+    -------
+    Result
+        Mean test accuracy of every method (``<method>_test``) with the half width of its 95 % interval over seeds
+        (``…_ci``), accuracy on the noisy training labels after the last epoch (``<method>_noisy_train``) and the
+        memorised information it implies in nats per sample (``<method>_memorised``), and the claim's metric.
+    """
+    check_option("claim", claim, list(_CLAIMS))
+    with provenance(seed=seed, device=device) as record:
+        arrays, scalars, params = _CLAIMS[claim](scale, seed, data_dir, device)
+    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
+
+
+def _fano(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+    information = np.linspace(0, 2.5, 251)
+    entropies = [transition_entropy(UniformNoise(p).transition_matrix(10)) for p in NOISE_RATES]
+    floors = fano_error_lower_bound(np.array(entropies)[:, None], information, 10)
+    one_bit = fano_error_lower_bound(entropies[-1], np.log(2), 10)
+    scalars = {"floor_at_one_bit": one_bit, "floor_at_zero": floors[-1, 0], "label_entropy": entropies[-1]}
+    return {"information": information, "error_floor": floors}, scalars, {"n_classes": 10, "noise": NOISE_RATES}
+
+
+def _digits(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    sizes = {"n_train": 1000, "n_validation": 300, "noise": 0.6}
+    options = {"max_epochs": 60, "batch_size": 128, "n_seeds": 2, "grad_l2": 3.0}
+    return _compare(lambda streams: _planted(X, y, streams, **sizes), seed, device, {**sizes, **options})
+
+
+def _mnist(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+    return _mnist_runs(str(local.find(MNIST, data_dir)), scale, seed, device)
+
+
+@functools.lru_cache(maxsize=1)  # three claims read the same runs
+def _mnist_runs(path: str, scale: str, seed: int, device: str) -> tuple[dict, dict, dict]:
+    data = load_npz(path)
+    full = scale == "paper"
+    n_test = 10_000 if full else 5000
+    sizes = {"n_train": 48_000, "n_validation": 12_000} if full else {"n_train": 4000, "n_validation": 2000}
+    params: dict[str, Any] = {**sizes, "noise": 0.8, "n_test": n_test}
+    options = {"max_epochs": 100 if full else 30, "batch_size": 256, "n_seeds": 3, "grad_l2": 10.0}
+    X = np.concatenate([data["x_train"], data["x_test"][:n_test]]) / np.float32(255)
+    y = np.concatenate([data["y_train"], data["y_test"][:n_test]])
+    return _compare(lambda streams: _planted(X, y, streams, **params), seed, device, {**params, **options})
+
+
+def _planted(X: np.ndarray, y: np.ndarray, streams: Streams, **sizes: Any) -> Task:
+    """Plant uniform noise in training and validation labels; test on the last `n_test` samples, or on all others."""
+    n_train, n_test = sizes["n_train"], sizes.get("n_test", 0)
+    n_noisy, n = n_train + sizes["n_validation"], len(y) - n_test
+    rows = streams.numpy("subset").permutation(n)
+    noisy, test = rows[:n_noisy], np.arange(n, len(y)) if n_test else rows[n_noisy:]
+    transition = UniformNoise(sizes["noise"]).transition_matrix(int(y.max()) + 1)
+    given, _ = corrupt_labels(y[noisy], transition, streams)
+    train, validation = slice(n_train), slice(n_train, None)
+    return Task(
+        train=(X[noisy][train], given[train]),
+        validation=(X[noisy][validation], given[validation]),
+        test=(X[test], y[test]),
+        label_entropy=transition_entropy(transition),
+    )
+
+
+def _human(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+    images = load_npz(local.find(CIFAR, data_dir))["x"]
+    labels = load_npz(local.find(CIFAR_HUMAN, data_dir))
+    X, clean, given = (
+        orientation_histograms(images),
+        labels["clean_label"].astype(int),
+        labels["worse_label"].astype(int),
+    )
+    joint = np.bincount(clean * 10 + given, minlength=100).reshape(10, 10)
+    entropy = transition_entropy(joint / joint.sum(axis=1, keepdims=True), joint.sum(axis=1) / joint.sum())
+
+    def split(streams: Streams) -> Task:
+        train, held, test = np.split(streams.numpy("subset").permutation(len(X)), [3000, 4000])
+        return Task((X[train], given[train]), (X[held], given[held]), (X[test], clean[test]), entropy)
+
+    options = {"max_epochs": 60, "batch_size": 256, "n_seeds": 5, "grad_l2": 1.0}
+    return _compare(split, seed, device, {"noise": float((clean != given).mean()), "labels": "worse_label", **options})
+
+
+def orientation_histograms(images: np.ndarray, cells: int = 4, bins: int = 8) -> np.ndarray:
+    """Return simple features of colour images (n, h, w, 3): gradient orientations and mean colour of square cells."""
+    grey = images.mean(axis=3)
+    vertical, horizontal = np.gradient(grey, axis=(1, 2))
+    angle = (np.arctan2(vertical, horizontal) % np.pi) * (bins / np.pi)
+    strength = np.hypot(vertical, horizontal)
+    maps = [np.where(angle.astype(int) % bins == b, strength, 0) for b in range(bins)]
+    maps += [images[..., channel].astype(float) for channel in range(3)]
+    n, height, width = grey.shape
+    shape = n, len(maps), cells, height // cells, cells, width // cells
+    features = np.stack(maps, axis=1).reshape(shape).mean(axis=(3, 5)).reshape(n, -1)
+    return np.sqrt(features).astype(np.float32)
+
+
+def _methods(max_epochs: int, batch_size: int, grad_l2: float, **fixed: Any) -> dict[str, Any]:
+    options = {
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "patience": None,
+        "record_train_error": True,
+        **fixed,
+    }
+    return {
+        "ce": RobustClassifier(loss=LabelSmoothingLoss(0.0), **options),
+        "mae": RobustClassifier(loss=MAELoss(), **options),
+        "gce": RobustClassifier(loss=GCELoss(), **options),
+        "limit_g": LIMITClassifier(q_dist="gaussian", grad_l2=grad_l2, **options),
+        "limit_l": LIMITClassifier(q_dist="laplace", grad_l2=grad_l2, **options),
+    }
+
+
+def _compare(make_task: Callable[[Streams], Task], seed: int, device: str, params: dict) -> tuple[dict, dict, dict]:
+    """Train every method on the same tasks, one per seed, and summarise."""
+    chosen = {name: params[name] for name in ("max_epochs", "batch_size", "grad_l2")}
+    arrays: dict[str, list] = {}
+    for number in range(params["n_seeds"]):
+        streams = Streams(seed).child(number)
+        task = make_task(streams)
+        for name, model in _methods(**chosen, device=device, random_state=streams.seed("model")).items():
+            model.fit(*task.train, validation=task.validation, validation_labels="noisy")
+            error = model.history_["train_error"]
+            arrays.setdefault(f"{name}_test", []).append(model.score(*task.test))
+            arrays.setdefault(f"{name}_train_error", []).append(error)
+            memorised = memorized_label_information(error, task.label_entropy, 10)
+            arrays.setdefault(f"{name}_memorised", []).append(memorised)
+    stacked = {name: np.array(values) for name, values in arrays.items()}
+    return stacked, {**_summary(stacked), "label_entropy": task.label_entropy}, params
+
+
+def _summary(arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    tests = {name.removesuffix("_test"): values for name, values in arrays.items() if name.endswith("_test")}
+    scalars: dict[str, float] = {}
+    for name, accuracy in tests.items():
+        scalars[f"{name}_test"], scalars[f"{name}_test_ci"] = _interval(accuracy)
+        scalars[f"{name}_noisy_train"] = 1 - arrays[f"{name}_train_error"][:, -1].mean()
+        scalars[f"{name}_memorised"] = arrays[f"{name}_memorised"][:, -1].mean()
+    margin = tests["limit_l"] - tests["ce"]
+    scalars["margin_over_ce"], scalars["margin_over_ce_ci"] = _interval(margin)
+    order = [scalars[f"{name}_test"] for name in ("ce", "mae", "limit_g", "limit_l")]
+    scalars["smallest_step_in_order"] = float(np.diff(order).min())
+    return scalars
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean and the half width of its 95 % t interval."""
+    spread = values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(student_t.ppf(0.975, len(values) - 1) * spread)
+
+
+_CLAIMS = {
+    "fano-floor": _fano,
+    "digits-memorisation": _digits,
+    "mnist-margin": _mnist,
+    "mnist-memorisation": _mnist,
+    "mnist-order": _mnist,
+    "cifar10n-margin": _human,
+}
+_NAMES = {"ce": "cross-entropy", "mae": "MAE", "gce": "GCE 0.7", "limit_g": "LIMIT_G", "limit_l": "LIMIT_L"}
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw what the claim is about: the Fano floor, or accuracy and memorised information of every method."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9, 3.6) if claim != "fano-floor" else (5.5, 3.8), layout="constrained")
+    if claim == "fano-floor":
+        axes = drawing.subplots()
+        for rate, floor in zip(NOISE_RATES, result.arrays["error_floor"], strict=True):
+            axes.plot(result.arrays["information"], floor, label=f"{rate:.0%} uniform noise")
+        axes.set(xlabel="memorised label information (nats per sample)", ylabel="smallest training error")
+        axes.legend()
+        return drawing
+    left, right = drawing.subplots(1, 2)
+    heights = [result.scalars[f"{name}_test"] for name in _NAMES]
+    errors = [result.scalars[f"{name}_test_ci"] for name in _NAMES]
+    left.bar(list(_NAMES.values()), heights, yerr=errors, capsize=3, color="0.6")
+    left.set(ylabel="accuracy on clean test labels (95 % interval)", ylim=(0, 1))
+    left.tick_params(axis="x", rotation=20)
+    for name, label in _NAMES.items():
+        curve = result.arrays[f"{name}_memorised"].mean(axis=0)
+        right.plot(np.arange(1, len(curve) + 1), curve, label=label)
+    right.axhline(result.scalars["label_entropy"], color="0.7", linestyle=":", label="entropy of the noise")
+    right.set(xlabel="epoch", ylabel="memorised label information\n(lower bound, nats per sample)")
+    right.legend(fontsize="small")
+    return drawing
