@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from natwise.core.io import load_npz
+from natwise.core.io import MAX_ARCHIVE_BYTES, load_npz
 from natwise.core.validation import shorten
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -61,8 +62,7 @@ def read_file(path: str | os.PathLike[str], named: Sequence[str | None] = ()) ->
 
 
 def _read_csv(path: Path, named: list[str]) -> RawTable:
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text, notes = _decode(content)
+    text, notes = _decode(_content(path))
     if not text.strip():
         raise ValueError(f"{path} is empty")
     separator = _sniff_separator(text[: 2**18])
@@ -88,6 +88,19 @@ def _read_csv(path: Path, named: list[str]) -> RawTable:
     if repeated:
         notes.append(f"Column names that appear more than once, and now have a number: {len(repeated):,}.")
     return RawTable(frame, repeated=repeated, notes=tuple(notes))
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix.lower() != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MAX_ARCHIVE_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is no readable gzip file: {error}") from None
+    if len(content) > MAX_ARCHIVE_BYTES:
+        raise ValueError(f"{path} unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes")
+    return content
 
 
 def _decode(content: bytes) -> tuple[str, list[str]]:

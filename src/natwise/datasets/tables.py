@@ -230,7 +230,8 @@ def _as_column(name: str, values: Any) -> pd.Series:
         values = np.asarray(values)
         if values.ndim != 1:
             raise ValueError(f"{name} must have shape (n,), got {values.shape}")
-    return pd.Series(values).reset_index(drop=True)
+        values = pd.Series(values, dtype=object if values.dtype.kind in "OSU" else None)  # text may be invalid Unicode
+    return values.reset_index(drop=True)
 
 
 def _as_text(values: Any) -> np.ndarray:
