@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from natwise.structure.tcorex import TCorEx
+from natwise.structure import TCorEx
 from natwise.structure.tcorex._objective import Rows, TemporalObjective, TemporalPenalty
 from natwise.structure.tcorex._synthetic import sample_periods, sudden_change
 

@@ -4,3 +4,4 @@ from .linear_corex import (
     select_n_components as select_n_components,
 )
 from .minsyn import MinSyn as MinSyn, synergy as synergy
+from .tcorex import TCorEx as TCorEx, make_periods as make_periods, select_smoothness as select_smoothness

@@ -302,7 +302,7 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         position = np.searchsorted(self.periods_, times).clip(max=len(self.periods_) - 1)
         unknown = times[self.periods_[position] != times]
         if len(unknown):
-            raise ValueError(f"times must be periods seen in fit, got {shorten(unknown[0])}")
+            raise ValueError(f"times must be periods seen in fit, got {unknown[0]}")
         return X, position
 
     def _minimize(self, Z: np.ndarray, counts: np.ndarray, window: np.ndarray) -> torch.Tensor:
@@ -395,8 +395,9 @@ def _find_periods(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     except TypeError as error:
         raise TypeError(f"times must be sortable, got {shorten(times.tolist())} ({error})") from None
     if counts.min() < 2:
-        single = shorten(periods[counts.argmin()])
-        raise ValueError(f"times must give each period at least 2 samples, got n_samples = 1 for {single}")
+        raise ValueError(
+            f"times must give each period at least 2 samples, got n_samples = 1 for {periods[counts.argmin()]}"
+        )
     return periods, position.ravel(), counts
 
 
