@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from threadpoolctl import threadpool_limits
 from natwise.core.random import Streams
 from natwise.datasets.encoding import Encoded
 from natwise.datasets.tables import Table
+
+if TYPE_CHECKING:
+    from natwise.audit.network import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +34,28 @@ class Context:
         Random streams of this audit; each answer takes children named after itself.
     target : float, optional
         The accuracy the user aims for.
+    network : Network, optional
+        A wide network linearised on rows of the table; None when there was no time for it.
     """
 
     table: Table
     encoded: Encoded
     streams: Streams
     target: float | None = None
+    network: Network | None = None
 
     @cached_property
     def row_hashes(self) -> np.ndarray:
         """One 64-bit number per row; rows with equal features have equal numbers."""
         return hash_rows(self.table.features)
+
+    def thumbnails(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images of some rows as bytes, each stretched over the range of all its pixels."""
+        assert self.table.image_shape is not None
+        pixels = self.table.features.iloc[rows].to_numpy(dtype=np.float64)
+        low, high = np.nanmin(pixels), np.nanmax(pixels)
+        scaled = np.nan_to_num((pixels - low) / ((high - low) or 1.0))
+        return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *self.table.image_shape)
 
 
 class Deadline:

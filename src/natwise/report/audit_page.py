@@ -81,7 +81,7 @@ def _command(record: Any) -> str:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _short(text: object, limit: int = 60) -> str:

@@ -1,0 +1,115 @@
+"""What does each row tell? The information that it alone puts into a network's predictions and weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.models import timed
+from natwise.result import Result
+
+SHOWN = 12
+REDUNDANCY_STEP = 0.2
+RANKING_COST = 2.1  # of one scoring: the kernels shrink by the step, sum of 0.8^(3 i)
+REDUNDANT = 0.5  # of the rows: the share whose removal is reported
+RARE_RATIO = 1.5
+
+
+def answer(context: Context, deadline: Deadline) -> Result:
+    """Return functional and weight information (nats) and the order in which rows can be spared."""
+    network = context.network
+    if network is None:
+        raise Unanswered("It needs a few more seconds than were left; give more --minutes.")
+    table, rows = context.table, network.rows
+    functional, weight = network.information.functional_information_, network.information.weight_information_
+    rank, warning = _redundancy(context, deadline)
+    order = np.argsort(-functional, kind="stable")
+    spared = np.argsort(rank, kind="stable") if rank is not None else order[::-1]
+    arrays = {
+        "functional_information": _for_all(functional, rows, len(table)),
+        "weight_information": _for_all(weight, rows, len(table)),
+        "most_informative": rows[order[:SHOWN]],
+        "most_redundant": rows[spared[:SHOWN]],
+    }
+    if rank is not None:
+        arrays["redundancy_rank"] = _for_all(rank, rows, len(table))
+    groups = _by_group(context, functional)
+    share = _share_of_half(functional)
+    if table.image_shape is not None:
+        arrays["informative_thumbnails"] = context.thumbnails(arrays["most_informative"])
+        arrays["redundant_thumbnails"] = context.thumbnails(arrays["most_redundant"])
+    return Result(
+        "audit/sample_information",
+        arrays={**arrays, **groups[1]},
+        scalars={
+            "mean_functional_information": float(functional.mean()),
+            "share_holding_half": share,
+            "rows": len(rows),
+        },
+        rows=table.ids,
+        params={
+            "classes": table.classes,
+            "group_kind": "group" if table.group is not None else "class",
+            "group_names": groups[0],
+            "summary": _summary(share, groups),
+        },
+        warnings=_warnings(context, warning),
+    )
+
+
+def _redundancy(context: Context, deadline: Deadline) -> tuple[np.ndarray | None, str]:
+    """Return the rank of each row of the network by when it can be removed, or why there is none."""
+    assert context.network is not None
+    information = context.network.information
+    _, seconds = timed(lambda: context.network.functional_information(context.table.labels[context.network.rows]))
+    if RANKING_COST * seconds > deadline.left():
+        return None, "The order in which rows can be spared was left out to stay within time."
+    return information.redundancy_rank(step=REDUNDANCY_STEP), ""
+
+
+def _for_all(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
+    """Return `values` of some rows as an array over all rows, NaN elsewhere."""
+    everywhere = np.full(n, np.nan)
+    everywhere[rows] = values
+    return everywhere
+
+
+def _share_of_half(functional: np.ndarray) -> float:
+    """Return the smallest share of the rows that holds half of the summed information."""
+    cumulative = np.cumsum(np.sort(functional)[::-1])
+    return float((np.searchsorted(cumulative, cumulative[-1] / 2) + 1) / len(functional))
+
+
+def _by_group(context: Context, functional: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the names of groups (or classes), and how their rows' mean information compares with the overall mean."""
+    from natwise.samples import information_by_group
+
+    assert context.network is not None
+    table, rows = context.table, context.network.rows
+    members = np.asarray(table.group)[rows] if table.group is not None else table.labels[rows]
+    compared = information_by_group(functional, members)
+    names = [str(row) if table.group is not None else str(table.classes[int(row)]) for row in compared.rows]
+    return names, {f"group_{name}": compared.arrays[name] for name in ("mean", "standard_error", "count", "ratio")}
+
+
+def _summary(share: float, groups: tuple[list[str], dict[str, np.ndarray]]) -> list[str]:
+    names, arrays = groups
+    text = f"Half of the information in single rows comes from {100 * share:.0f} % of them"
+    rare = np.flatnonzero(
+        (arrays["group_ratio"] > RARE_RATIO) & (arrays["group_mean"] > 3 * arrays["group_standard_error"])
+    )
+    if len(rare):
+        first = rare[np.argmax(arrays["group_ratio"][rare])]
+        text += f"; rows of {names[first][:40]} tell {arrays['group_ratio'][first]:.1f} times the average"
+    return [f"{text}."]
+
+
+def _warnings(context: Context, warning: str) -> list[str]:
+    assert context.network is not None
+    found = [warning] if warning else []
+    n = len(context.network.rows)
+    if n < len(context.table):
+        found.append(
+            f"Scores are for {n:,} of {len(context.table):,} rows, chosen at random; the others' cells are empty."
+        )
+    return found
