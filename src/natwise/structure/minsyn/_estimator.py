@@ -19,8 +19,8 @@ from natwise.structure.minsyn._bernoulli import BernoulliDecoder, BernoulliLoss,
 from natwise.structure.minsyn._gaussian import GaussianDecoder, GaussianLoss, correlations, synergy
 from natwise.structure.minsyn._span import Span
 
-_FIRST_NOISE = 0.3
-_STAGES = 4
+_FIRST_NOISE = 0.9
+_STAGES = 6
 
 
 class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -45,7 +45,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     n_init : int
         Number of random starts; the one with the lowest loss is kept.
     max_iter : int
-        Largest number of L-BFGS iterations of each of the four noise levels ("gaussian"), or of a start.
+        Largest number of L-BFGS iterations of each of the six noise levels ("gaussian"), or of a start.
     tol : float
         Relative decrease of the loss at which a stage ends.
     verbose : int
