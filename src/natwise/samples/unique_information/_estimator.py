@@ -18,7 +18,7 @@ from natwise.samples.unique_information._leave_one_out import leave_one_out
 from natwise.samples.unique_information._problem import check_targets, training_rule
 from natwise.samples.unique_information._smoothing import Smoothing
 
-JOINT_ROWS = 3000
+JOINT_ROWS = 1500
 _WIDTH = 512
 _BATCH = 256
 
@@ -46,7 +46,7 @@ class SampleInformation(BaseEstimator):
     outputs : {"auto", "joint", "independent"}
         ``joint`` is exact: one kernel of n * k rows. ``independent`` uses for every output the mean over the outputs
         of their own (n, n) kernels and lets them not interact: exact for a linear last layer, the limit for wide
-        networks, and k^2 times less memory. ``auto`` is joint up to n * k = 3000.
+        networks, and k^2 times less memory. ``auto`` is joint up to n * k = 1500.
     method : str
         Of `empirical_ntk`: ``"last_layer"`` treats the module as a linear model over frozen features.
     random_state : int, Generator or None
