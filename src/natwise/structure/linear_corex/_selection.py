@@ -12,6 +12,8 @@ from natwise.core.validation import check_integer
 from natwise.result import Result, provenance
 from natwise.structure.linear_corex._estimator import LinearCorEx
 
+INDIFFERENCE = 0.01  # share of the best score that is not worth another factor
+
 
 def select_n_components(
     X: Any,
@@ -21,7 +23,7 @@ def select_n_components(
     random_state: RandomState = None,
     **parameters: Any,
 ) -> Result:
-    """Fit several numbers of factors and choose the one whose factors explain most without counting anything twice.
+    """Fit several numbers of factors and choose the smallest that explains as much as any.
 
     Parameters
     ----------
@@ -44,8 +46,10 @@ def select_n_components(
 
     Notes
     -----
-    The score is sum_i max_j I(X_i ; Y_j) - sum_j I(Y_j ; X) (``TC_no_overlap``). To choose by held-out likelihood
-    instead, use scikit-learn's ``GridSearchCV``: `LinearCorEx.score` is one.
+    The score is sum_i max_j I(X_i ; Y_j) - sum_j I(Y_j ; X) (``TC_no_overlap``): what the factors explain, nothing
+    counted twice. Superfluous factors copy single variables, which leaves the score as it is; so the smallest number
+    within 1 % of the best is chosen (the original takes the best). To choose by held-out likelihood instead, use
+    scikit-learn's ``GridSearchCV``: `LinearCorEx.score` is one.
     """
     check_integer("n_repeats", n_repeats, minimum=1)
     streams = Streams.of(random_state)
@@ -66,10 +70,11 @@ def select_n_components(
             tcs.append(max(fit.tc_ for fit in fits))
             if chosen is None and scores[-1] < 0.95 * max(scores):
                 break
+    enough = (1 - INDIFFERENCE) * max(scores) if max(scores) > 0 else max(scores)
     return Result(
         "structure.linear_corex/select_n_components",
         arrays={"n_components": np.array(tried), "tc_no_overlap": np.array(scores), "tc": np.array(tcs)},
-        scalars={"n_components": tried[int(np.argmax(scores))]},
+        scalars={"n_components": min(m for m, score in zip(tried, scores, strict=True) if score >= enough)},
         rows=tried,
         params={"n_repeats": n_repeats, **parameters},
         provenance=record,

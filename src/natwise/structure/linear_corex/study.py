@@ -111,8 +111,9 @@ def _big5(scale: str, seed: int, data_dir: Any) -> Study:
         "ari": model.labels_,
         "ari_missing_filled": cleaned.labels_,
         "ari_mutual_information": model.mutual_info_.argmax(axis=0),
-        "ari_factor_analysis": np.abs(FactorAnalysis(5, random_state=seed).fit(Z).components_).argmax(axis=0),
-        "ari_pca": np.abs(PCA(5, random_state=seed).fit(Z).components_).argmax(axis=0),
+        "ari_factor_analysis": _strongest(FactorAnalysis(5, random_state=seed).fit(Z)),
+        "ari_factor_analysis_varimax": _strongest(FactorAnalysis(5, rotation="varimax", random_state=seed).fit(Z)),
+        "ari_pca": _strongest(PCA(5, random_state=seed).fit(Z)),
         "ari_k_means": _k_means(Z, 5, seed),
     }
     scalars = {name: _ari(traits, labels) for name, labels in groups.items()}
@@ -186,7 +187,7 @@ def _blessing(scale: str, seed: int, data_dir: Any) -> Study:
     arrays = {name: np.array(values) for name, values in curves.items()} | {"p": np.array(dimensions)}
     scalars = {f"ari_{name}": values[-1] for name, values in curves.items()}
     scalars["ari_gain"] = curves["linear_corex"][-1] - curves["linear_corex"][0]
-    best = max(("linear_corex", "k_means", "factor_analysis"), key=lambda name: curves[name][-1])
+    best = max(("linear_corex", "k_means", "factor_analysis_varimax"), key=lambda name: curves[name][-1])
     notes = (
         ()
         if best == "linear_corex"
@@ -203,9 +204,14 @@ def _groupings(X: np.ndarray, m: int, seed: int) -> Iterator[tuple[str, np.ndarr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # all are stopped early
         yield "linear_corex", LinearCorEx(m, max_iter=500, random_state=seed).fit(X).labels_
-        analysis = FactorAnalysis(m, max_iter=20, random_state=seed).fit(Z)
-    yield "factor_analysis", np.abs(analysis.components_).argmax(axis=0)
+        analysis = FactorAnalysis(m, rotation="varimax", max_iter=20, random_state=seed).fit(Z)
+    yield "factor_analysis_varimax", _strongest(analysis)
     yield "k_means", _k_means(Z, m, seed)
+
+
+def _strongest(model: Any) -> np.ndarray:
+    """Return the component of largest absolute loading of each variable."""
+    return np.abs(model.components_).argmax(axis=0)
 
 
 def _k_means(Z: np.ndarray, m: int, seed: int) -> np.ndarray:
