@@ -35,7 +35,7 @@ def peak_megabytes():
 
 
 def timed(work):
-    """Return the result, seconds by the clock, and seconds of processor time (all threads), which load disturbs less."""
+    """Return the result, seconds by the clock, and seconds of processor time of all threads."""
     start, used = time.perf_counter(), time.process_time()
     result = work()
     if torch.cuda.is_available():
@@ -67,7 +67,8 @@ def main():
         if not arguments.skip_naive:
             (_, history), naive, naive_used = timed(lambda X=X, m=m: naive_linear_corex.fit(X, m))
             print(
-                f"  naive {naive:.2f} s (processor {naive_used:.2f} s), {len(history)} iterations, {1e3 * naive / len(history):.1f} ms each, "
+                f"  naive {naive:.2f} s (processor {naive_used:.2f} s), {len(history)} iterations, "
+                f"{1e3 * naive / len(history):.1f} ms each, "
                 f"TC {history[-1]:.2f}; ratio {naive / seconds:.1f} (processor {naive_used / used:.1f})"
             )
 
