@@ -39,7 +39,7 @@ class LowRankDiagCovariance:
     array([[1.  , 0.48],
            [0.48, 1.  ]])
     >>> round(covariance.logdet(), 6)
-    -0.261365
+    -0.261884
     """
 
     def __init__(self, loadings: np.ndarray, diagonal: np.ndarray):
