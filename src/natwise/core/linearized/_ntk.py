@@ -33,13 +33,12 @@ def empirical_ntk(
     max_bytes: int = 2**28,
     random_state: RandomState = 0,
 ) -> np.ndarray:
-    r"""Compute the neural tangent kernel ``J(X) J(X2)^T`` of a module at its present weights.
+    """Compute the neural tangent kernel ``J(X) J(X2)^T`` of a module at its present weights.
 
-    J holds the gradients of every output with respect to every parameter that requires a gradient. Linear layers,
-    convolutions, normalisations and embeddings contribute through inner products of their inputs and output gradients,
-    or through per-sample gradients, whichever is cheaper; J as a whole is never formed. What has no formula (weights
-    that are shared or used outside their layer, other modules) goes through `torch.func`. Each formula is checked
-    against autograd on the first samples before it is used.
+    J holds the gradients of every output with respect to every parameter that requires a gradient; as a whole it is
+    never formed. Linear layers, convolutions, normalisations and embeddings contribute through inner products of
+    inputs and output gradients, or through per-sample gradients, whichever is cheaper. Each formula is checked against
+    autograd on the first samples; what has none (shared weights, other modules) goes through `torch.func`.
 
     Parameters
     ----------
@@ -49,18 +48,17 @@ def empirical_ntk(
         Inputs; `X2` defaults to `X`.
     method : {"auto", "structured", "jacobian", "projected", "last_layer"}
         ``auto`` is ``structured``. ``jacobian`` takes everything through `torch.func`. ``projected`` keeps
-        `n_projections` random coordinates per parameter tensor, which makes the kernel an unbiased estimate.
-        ``last_layer`` uses only the parameters of the module that is called last.
+        `n_projections` random coordinates per parameter tensor: an unbiased estimate. ``last_layer`` uses only the
+        parameters of the module that is called last.
     outputs : {"all", "mean"}
-        ``mean`` returns the (n, n2) mean over the outputs of their own kernels: what k outputs share in a wide
-        network, and exactly what they share when only a linear last layer is trained.
+        ``mean`` returns the (n, n2) mean over the outputs of their own kernels, what k outputs share in a wide network
+        (exactly, when only a linear last layer is trained).
     dtype : dtype, optional
         Precision of the gradients, float32 or float64; default that of the module.
     n_projections : int
         Coordinates per parameter tensor for ``projected``.
     max_bytes : int
-        Working memory: samples go through in blocks that keep gradients and activations below it. The kernel itself
-        comes on top.
+        Working memory: samples go through in blocks that keep gradients and activations below it, beside the kernel.
     random_state : int, Generator or None
         Chooses the coordinates for ``projected``; the same int gives kernels that fit together.
 
@@ -74,36 +72,24 @@ def empirical_ntk(
     ValueError
         If dropout or batch normalisation is in training mode, no parameter requires a gradient, inputs are not finite,
         or the kernel exceeds the machine's memory (the bytes are said).
-
-    Examples
-    --------
-    >>> import torch
-    >>> empirical_ntk(torch.nn.Linear(2, 1), [[1.0, 2.0], [0.0, 1.0]])
-    array([[6., 3.],
-           [3., 2.]], dtype=float32)
     """
     check_option("method", method, METHODS)
     check_option("outputs", outputs, ("all", "mean"))
     max_bytes = check_integer("max_bytes", max_bytes, minimum=1)
+    n_projections = check_integer("n_projections", n_projections, minimum=1)
     check_evaluation_mode(module)
     module, parameters = _prepare(module, dtype)
     inputs = as_inputs("X", X, parameters)
     inputs2 = inputs if X2 is None else as_inputs("X2", X2, parameters)
     probe = inputs[:_PROBE]
-    with torch.no_grad():
-        k = 1 if outputs == "mean" else flat_outputs(module, probe).shape[1]
-    _check_kernel_fits(len(inputs) * k, len(inputs2) * k, next(iter(parameters.values())).element_size())
+    k = 1 if outputs == "mean" else _n_outputs(module, probe)
+    rows, columns = len(inputs) * k, len(inputs2) * k
+    check_fits(f"a kernel of {rows:,} x {columns:,}", rows * columns * _itemsize(parameters), _WAY_OUT)
     if method == "last_layer":
         parameters = last_layer(module, parameters, probe)
     network = Network(module, parameters, probe, structured=method != "jacobian")
-    n_projections = check_integer("n_projections", n_projections, minimum=1)
-    compress = _compressor(method, outputs, n_projections, Streams.of(random_state))
-
-    def features(block: Tensor) -> dict[str, GradientFeature]:
-        return {name: compress(name, feature) for name, feature in network.features(block).items()}
-
-    step = _block_size(features(probe), len(probe), k, max_bytes)
-    return _assemble(features, inputs, inputs2, step)
+    features = _compressed(network, method, outputs, n_projections, Streams.of(random_state))
+    return _assemble(features, inputs, inputs2, _block_size(features(probe), len(probe), k, max_bytes))
 
 
 def check_evaluation_mode(module: nn.Module) -> None:
@@ -169,14 +155,19 @@ def _torch_dtype(dtype: Any) -> torch.dtype:
     return known[dtype]
 
 
-def _check_kernel_fits(rows: int, columns: int, itemsize: int) -> None:
-    check_fits(f"a kernel of {rows:,} x {columns:,}", rows * columns * itemsize, _WAY_OUT)
+def _itemsize(parameters: dict[str, nn.Parameter]) -> int:
+    return next(iter(parameters.values())).element_size()
 
 
-def _compressor(
-    method: str, outputs: str, n_projections: int, streams: Streams
-) -> Callable[[str, GradientFeature], GradientFeature]:
-    """Return what is done to the features of each parameter before inner products are taken."""
+def _n_outputs(module: nn.Module, probe: Tensor) -> int:
+    with torch.no_grad():
+        return flat_outputs(module, probe).shape[1]
+
+
+def _compressed(
+    network: Network, method: str, outputs: str, n_projections: int, streams: Streams
+) -> Callable[[Tensor], dict[str, GradientFeature]]:
+    """Return the features of a block of samples as a function, in the form in which inner products are taken."""
     chosen: dict[str, Tensor] = {}
 
     def project(name: str, feature: GradientFeature) -> GradientFeature:
@@ -195,7 +186,7 @@ def _compressor(
         feature = feature.merge_outputs() if outputs == "mean" else feature
         return feature.cheaper()
 
-    return compress
+    return lambda block: {name: compress(name, feature) for name, feature in network.features(block).items()}
 
 
 def _block_size(features: dict[str, GradientFeature], n_probe: int, k: int, max_bytes: int) -> int:

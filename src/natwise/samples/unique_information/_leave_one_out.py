@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,35 +35,31 @@ def leave_one_out(
     smoothing: str | Smoothing = "isotropic",
     groups: Any = None,
 ) -> Result:
-    r"""Score every sample by the information that it alone puts into the predictions and into the weights.
+    """Score every sample by the information that it alone puts into the predictions and into the weights.
 
-    The network is linearised at its initialisation and trained on the squared loss
-    ``1/2 ||f(x) - y||^2`` with full batches; decay pulls the weights toward the initialisation. All leave-one-out
-    solutions follow from one eigendecomposition of the kernel, exactly (relative error about 1e-11).
+    The network is linearised and trained on ``1/2 ||f(x) - y||^2`` with full batches and decay toward its start.
+    All leave-one-out solutions follow from one eigendecomposition of the kernel, to a relative error of about 1e-11.
 
     Parameters
     ----------
-    ntk : array (n * k, n * k)
-        Neural tangent kernel of the training samples, sample-major, see `empirical_ntk`. An (n, n) kernel with k > 1
-        outputs means that the outputs share it and do not interact (the kernel is its Kronecker product with I_k).
-    ntk_val : array (m * k, n * k)
-        Kernel between validation inputs and training samples; (m, n) for a shared kernel.
+    ntk, ntk_val : array (n * k, n * k), (m * k, n * k)
+        Tangent kernel of the training samples, sample-major, and between validation inputs and them (`empirical_ntk`).
+        An (n, n) and (m, n) kernel with k > 1 outputs means that the outputs share it and do not interact.
     init_preds, val_init_preds : array (n, k) or (n,), (m, k) or (m,)
         Outputs of the network at initialisation.
     targets : array (n, k) or (n,)
         Float targets: 0/1 for two classes with one output, one-hot rows for more.
     t : int, float or None
-        Number of gradient steps (for ``dynamics="flow"`` time, in steps of size `lr`). None: converged.
+        Number of gradient steps (flow: time, in units of `lr`). None: converged.
     lr, weight_decay : float
         Of the loss that `loss_reduction` names. `lr` is needed unless `t` is None.
     dynamics : {"gd", "flow"}
         Gradient descent (exact for every stable learning rate) or gradient flow.
     loss_reduction : {"mean", "sum", "official"}
-        ``mean``: training minimises ``(1/n) sum_i loss_i + weight_decay/2 ||w - w_0||^2``, and does so on n - 1
-        samples after a removal, exactly like retraining. ``sum``: the sum of the losses with `lr` and `weight_decay`
-        unchanged by the removal. ``official``: `lr` and `weight_decay` as for ``mean``, but only the learning rate is
-        rescaled when a sample is removed, as the original implementation does (equal to no retraining when
-        ``weight_decay > 0``; for comparison only).
+        ``mean``: training minimises ``(1/n) sum_i loss_i + weight_decay/2 ||w - w_0||^2``, on n - 1 samples after a
+        removal. ``sum``: the sum of the losses, `lr` and `weight_decay` unchanged by the removal. Both equal
+        retraining. ``official``: settings as for ``mean``, but the removal rescales only the learning rate, as the
+        original code does (no retraining does that when ``weight_decay > 0``).
     smoothing : str or Smoothing
         Noise that turns weight changes into nats: see `Smoothing`. Concerns ``weight_information``.
     groups : array (n,), optional
@@ -71,60 +68,24 @@ def leave_one_out(
     Returns
     -------
     Result
-        Arrays ``functional_information`` and ``weight_information`` (n,) in nats at sigma = 1; ``predictions`` (n, k)
-        and ``val_predictions`` (m, k) of the network trained on all samples; ``left_out_predictions`` (n, k), what the
-        network trained without a sample (or its group) predicts for it. Scalars ``largest_eigenvalue``, ``rank``
-        of the kernel, ``largest_stable_lr``; for SGD smoothing ``gradient_covariance_trace``.
+        Arrays ``functional_information`` and ``weight_information`` (n,) in nats at sigma = 1 (Eqs. 1 and 2 of the
+        paper, with their 1/2, which the original code drops); ``predictions`` (n, k), ``val_predictions`` (m, k) of the
+        network trained on all samples; ``left_out_predictions`` (n, k) for each sample by the network trained without
+        it. Scalars ``largest_eigenvalue``, ``rank``, ``largest_stable_lr``, ``gradient_covariance_trace`` (sgd).
 
     Raises
     ------
     ValueError
-        For a learning rate that diverges (the largest stable one is said), class labels where one-hot targets are
-        needed, kernels that are not symmetric positive semi-definite, do not match, or do not fit into memory.
-
-    Warns
-    -----
-    UserWarning
-        For a singular kernel with ``t=None`` and no weight decay: the pseudo-inverse is used, and its rcond said.
-
-    Notes
-    -----
-    Harutyunyan et al. 2021, Eqs. 1-2 and Section 4. With D_i = alpha - alpha^(-i) the change of the dual solution
-    ``alpha = phi_t(Theta + lambda I)(f_0 - Y)``, the weights change by ``J^T D_i`` and the predictions by
-    ``Theta_val D_i``, so ``F-SI = 1/2 mean_x ||Theta_val D_i||^2`` and ``SI = 1/2 D_i^T Theta D_i``. The original code
-    returns the squared norms without the 1/2, works in float32 through an explicit inverse of the kernel, and
-    decomposes a matrix for every sample.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x = np.array([[1.0], [2.0], [3.0]])
-    >>> scores = leave_one_out(x @ x.T, x @ x.T, np.zeros(3), np.zeros(3), [1.0, 2.0, 4.0], weight_decay=0.1)
-    >>> scores.arrays["functional_information"].argmax()
-    2
+        If the learning rate diverges (the largest stable one is said), class labels come where one-hot targets are
+        needed, or kernels are not positive semi-definite, do not match, or exceed the memory. A singular kernel with
+        ``t=None`` and no weight decay gives a `UserWarning`: the pseudo-inverse is used.
     """
-    rule = training_rule(t, lr, weight_decay, dynamics, loss_reduction)
     how = Smoothing.of(smoothing, lr)
+    rule = training_rule(t, lr, weight_decay, dynamics, loss_reduction)
     problem = build_problem(ntk, init_preds, targets, rule, groups)
-    kernel_val, initial_val = check_validation_kernel(ntk_val, val_init_preds, problem)
-    if how.kind == "sgd" and problem.residual.shape[1] > 1:
-        raise ValueError(
-            "smoothing='sgd' needs the joint kernel of all outputs, shape "
-            f"({problem.residual.size}, {problem.residual.size}), got the shared kernel {problem.kernel.shape}"
-        )
-    arrays, scalars = _scores(problem, how, kernel_val)
-    arrays |= _predictions(problem, kernel_val, init_preds, initial_val)
-    arrays["left_out_predictions"] = arrays["predictions"] + arrays.pop("own_change")
-    params = {
-        "t": t,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "dynamics": dynamics,
-        "loss_reduction": loss_reduction,
-        "smoothing": vars(how),
-        "grouped": groups is not None,
-    }
-    return Result(KIND, arrays=arrays, scalars=scalars, rows=problem.names, params=params)
+    result = _measure(problem, how, ntk_val, val_init_preds)
+    params = {"t": t, "lr": lr, "weight_decay": weight_decay, "dynamics": dynamics, "loss_reduction": loss_reduction}
+    return dataclasses.replace(result, params={**params, **result.params, "grouped": groups is not None})
 
 
 def leave_one_out_changes(
@@ -202,6 +163,19 @@ def information_by_group(scores: Any, groups: Any) -> Result:
     return Result(f"{KIND}/groups", arrays=arrays, scalars={"mean": total}, rows=names.tolist())
 
 
+def _measure(problem: Problem, how: Smoothing, ntk_val: Any, val_init_preds: Any) -> Result:
+    kernel_val, initial_val = check_validation_kernel(ntk_val, val_init_preds, problem)
+    if how.kind == "sgd" and problem.residual.shape[1] > 1:
+        raise ValueError(
+            "smoothing='sgd' needs the joint kernel of all outputs, shape "
+            f"({problem.residual.size}, {problem.residual.size}), got the shared kernel {problem.kernel.shape}"
+        )
+    arrays, scalars = _scores(problem, how, kernel_val)
+    arrays |= _predictions(problem, kernel_val, initial_val)
+    arrays["left_out_predictions"] = arrays["predictions"] + arrays.pop("own_change")
+    return Result(KIND, arrays=arrays, scalars=scalars, rows=problem.names, params={"smoothing": vars(how)})
+
+
 def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[dict, dict]:
     spectrum = problem.spectrum
     n_val = len(kernel_val) * problem.n_samples // len(problem.kernel)
@@ -244,15 +218,15 @@ def _gradients(problem: Problem) -> np.ndarray:
     return rows.reshape(problem.n_samples, problem.n_outputs, -1).sum(axis=1)
 
 
-def _predictions(
-    problem: Problem, kernel_val: np.ndarray, init_preds: Any, initial_val: np.ndarray
-) -> dict[str, np.ndarray]:
+def _predictions(problem: Problem, kernel_val: np.ndarray, initial_val: np.ndarray) -> dict[str, np.ndarray]:
     spectrum = problem.spectrum
     alpha = spectrum.solution(problem.dynamics, problem.residual)
-    moved = (spectrum.vectors @ (spectrum.values[:, None] * alpha)).reshape(problem.n_samples, -1)
-    moved_val = (kernel_val @ (spectrum.vectors @ alpha)).reshape(initial_val.shape)
-    initial = np.asarray(init_preds, dtype=np.float64).reshape(moved.shape)
-    return {"predictions": initial - moved, "val_predictions": initial_val - moved_val}
+    moved = spectrum.vectors @ (spectrum.values[:, None] * alpha)
+    moved_val = kernel_val @ (spectrum.vectors @ alpha)
+    return {
+        "predictions": problem.initial - moved.reshape(problem.initial.shape),
+        "val_predictions": initial_val - moved_val.reshape(initial_val.shape),
+    }
 
 
 def _by_group(columns: np.ndarray, n: int, k: int) -> np.ndarray:

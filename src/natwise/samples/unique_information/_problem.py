@@ -30,11 +30,12 @@ class GroupChanges(NamedTuple):
 class Problem:
     """A linearised network, its training rule and the groups of samples to leave out.
 
-    ``residual`` is (n_rows, n_channels): one channel of n*k rows, or, when all outputs share an (n, n) kernel,
+    ``initial`` holds the predictions (n, k) at initialisation. ``residual`` is (n_rows, n_channels): one channel of n*k rows, or, when all outputs share an (n, n) kernel,
     k channels of n rows.
     """
 
     kernel: np.ndarray
+    initial: np.ndarray
     residual: np.ndarray
     rule: TrainingRule
     n_samples: int
@@ -109,7 +110,7 @@ def build_problem(ntk: Any, init_preds: Any, targets: Any, rule: TrainingRule, g
     kernel = check_array("ntk", ntk)
     spectrum = Spectrum.of(kernel)
     residual = (init_preds - targets).reshape(n_rows, -1)
-    problem = Problem(kernel, residual, rule, n, k, names, members, spectrum)
+    problem = Problem(kernel, init_preds, residual, rule, n, k, names, members, spectrum)
     _check_stable(rule, problem.dynamics, spectrum.largest, n, 0)
     if rule.t is None and rule.weight_decay == 0 and spectrum.rank < n_rows:
         warnings.warn(
