@@ -99,10 +99,10 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         *,
         likelihood: str = "gaussian",
         beta: float = 0.0,
-        noise: float = 0.01,
+        noise: float = 0.003,
         n_init: int = 1,
         max_iter: int = 1000,
-        tol: float = 1e-9,
+        tol: float = 1e-7,
         verbose: int = 0,
         random_state: RandomState = None,
     ):
