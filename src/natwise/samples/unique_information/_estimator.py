@@ -74,10 +74,9 @@ class SampleInformation(BaseEstimator):
     Examples
     --------
     >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
-    >>> X = rng.normal(size=(40, 5))
-    >>> y = X[:, 0] > 0
-    >>> y[7] = ~y[7]
+    >>> y = np.arange(40) % 2
+    >>> X = np.random.default_rng(0).normal(size=(40, 5)) + 4 * y[:, None]
+    >>> y[7] = 0
     >>> int(SampleInformation(random_state=0).fit(X, y).functional_information_.argmax())
     7
     """

@@ -30,8 +30,8 @@ class GroupChanges(NamedTuple):
 class Problem:
     """A linearised network, its training rule and the groups of samples to leave out.
 
-    ``initial`` holds the predictions (n, k) at initialisation. ``residual`` is (n_rows, n_channels): one channel of n*k rows, or, when all outputs share an (n, n) kernel,
-    k channels of n rows.
+    ``initial`` holds the predictions (n, k) at initialisation. ``residual`` is (n_rows, n_channels): one channel of n*k
+    rows, or, when all outputs share an (n, n) kernel, k channels of n rows.
     """
 
     kernel: np.ndarray
