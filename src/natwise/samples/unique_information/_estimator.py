@@ -125,7 +125,8 @@ class SampleInformation(BaseEstimator):
         """
         check_option("outputs", self.outputs, ("auto", "joint", "independent"))
         X, y = _checked_data(self, X, y)
-        X_val = X if X_val is None else _checked_validation(self, X_val, X.shape[1:])
+        own = X_val is None
+        X_val = X if own else _checked_validation(self, X_val, X.shape[1:])
         module, X, X_val, targets = self._prepare(X, y, X_val)
         initial, initial_val = outputs_of(module, X), outputs_of(module, X_val)
         self.targets_, self.init_predictions_ = check_targets(targets, initial, "y")
@@ -134,7 +135,7 @@ class SampleInformation(BaseEstimator):
         self.outputs_ = "joint" if joint else "independent"
         kind: dict[str, Any] = {"method": self.method, "outputs": "all" if joint else "mean"}
         self.ntk_ = empirical_ntk(module, X, **kind)
-        self.ntk_val_ = empirical_ntk(module, X_val, X, **kind)
+        self.ntk_val_ = self.ntk_ if own else empirical_ntk(module, X_val, X, **kind)
         self.lr_ = self._learning_rate()
         result = leave_one_out(
             self.ntk_, self.ntk_val_, self.init_predictions_, initial_val, self.targets_, **self._training(self.lr_)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,14 +179,14 @@ def _measure(problem: Problem, how: Smoothing, ntk_val: Any, val_init_preds: Any
 def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[dict, dict]:
     spectrum = problem.spectrum
     n_val = len(kernel_val) * problem.n_samples // len(problem.kernel)
-    rotated = kernel_val @ spectrum.vectors
+    move = _mover(problem, kernel_val)
     gradients = _gradients(problem) if how.kind == "sgd" else np.empty((0, 0))
     measure = WeightInformation(how, spectrum, problem.dynamics, gradients)
     functional, weight = np.zeros(len(problem.members)), np.zeros(len(problem.members))
     own_change = np.empty_like(problem.residual)
     for positions, coefficients in problem.changes():
         for output, channel in enumerate(coefficients):
-            functional[positions] += ((rotated @ channel) ** 2).sum(axis=0) / (2 * n_val)
+            functional[positions] += (move(channel) ** 2).sum(axis=0) / (2 * n_val)
             if how.kind != "fisher":
                 weight[positions] += measure(channel)
             for position, change in zip(positions, (spectrum.values[:, None] * channel).T, strict=True):
@@ -207,6 +207,14 @@ def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[d
         "own_change": own_change.reshape(problem.n_samples, -1),
     }
     return arrays, scalars
+
+
+def _mover(problem: Problem, kernel_val: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return how changes in the eigenbasis become changes of the validation predictions, up to a rotation of these."""
+    if np.array_equal(kernel_val, problem.kernel):  # the training inputs themselves
+        return lambda coefficients: problem.spectrum.values[:, None] * coefficients
+    rotated = kernel_val @ problem.spectrum.vectors
+    return lambda coefficients: rotated @ coefficients
 
 
 def _gradients(problem: Problem) -> np.ndarray:

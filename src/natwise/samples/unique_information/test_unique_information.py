@@ -213,6 +213,12 @@ def test_step_size_beyond_the_simple_bound():
     assert np.allclose(scores(inputs, t=40, lr=lr, weight_decay=0.0)[1], expected, rtol=1e-7)
 
 
+def test_validation_on_the_training_inputs():
+    _, _, (ntk, _, init, _, targets) = small_problem(k=2)
+    order = np.arange(18).reshape(9, 2)[::-1].ravel()
+    assert np.allclose(scores((ntk, ntk, init, init, targets)), scores((ntk, ntk[order], init, init[::-1], targets)))
+
+
 def test_information_by_group():
     result = information_by_group([1.0, 3.0, 8.0], ["x", "x", "y"])
     assert result.rows == ("x", "y")
