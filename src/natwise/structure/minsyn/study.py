@@ -158,8 +158,8 @@ def _baselines(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, tupl
 
     from natwise.structure.linear_corex import LinearCorEx
 
-    random = {"random_state": Streams(seed).seed("baselines") % 2**31}
-    models = {
+    random: dict[str, Any] = {"random_state": Streams(seed).seed("baselines") % 2**31}
+    models: dict[str, Any] = {
         "linear_corex": LinearCorEx(N_FACTORS, **random),
         "fast_ica": FastICA(N_FACTORS, max_iter=2000, tol=1e-3, whiten="unit-variance", **random),
         "pca": PCA(N_FACTORS, **random),
@@ -180,7 +180,7 @@ def _synergy_values(scale: str, seed: int, data_dir: Any) -> Study:
     bit = np.log(2)
     and_information = np.log(4) - 0.75 * np.log(3)  # the entropy of an AND of fair bits
     and_single = and_information - bit / 2
-    cases = {
+    cases: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
         "XOR": ({"pmf": _gate(np.bitwise_xor)}, (bit, bit, bit)),
         "AND": ({"pmf": _gate(np.bitwise_and)}, (and_information - 2 * and_single, np.nan, bit / 2)),
         "first of two": ({"pmf": _gate(lambda a, b: a)}, (0.0, 0.0, 0.0)),
