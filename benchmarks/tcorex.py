@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from natwise.structure import TCorEx
+from natwise.structure.tcorex._lbfgs import LBFGS
 from natwise.structure.tcorex._objective import Rows, TemporalObjective, TemporalPenalty
 from natwise.structure.tcorex._synthetic import sample_periods, sudden_change
 
@@ -36,19 +37,14 @@ def seconds_per_iteration(n_features, n_components, repeats):
     X = torch.tensor(np.stack(samples), dtype=torch.float32)
     rows = Rows(X.reshape(-1, n_features), window), Rows(X, torch.full((N_PERIODS, N_TRAIN), 1 / N_TRAIN))
     objective = TemporalObjective(*rows, TemporalPenalty(L1))
-    weights = start.clone().requires_grad_()
-    lbfgs = torch.optim.LBFGS([weights], max_iter=10, tolerance_grad=0, tolerance_change=0, history_size=10)
+    lbfgs = LBFGS(objective, start.clone())
 
     def naive_iteration():
         adam.zero_grad()
         naive.loss(naive_weights, samples, window, 0.0, L1, rng).backward()
         adam.step()
 
-    def evaluate():
-        value, weights.grad = objective(weights.detach())
-        return value
-
-    times = [(_seconds(naive_iteration), _seconds(lambda: lbfgs.step(evaluate)) / 10) for _ in range(repeats)]
+    times = [(_seconds(naive_iteration), _seconds(lbfgs.step)) for _ in range(repeats)]
     return np.min(times, axis=0)
 
 

@@ -45,8 +45,8 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     max_iter : int, default 1000
         Iterations allowed in each of the seven stages of annealing.
     tol : float, default 3e-5
-        A stage has converged when an iteration changes the objective, in nats per variable and period, by less. Much
-        smaller values let models with few samples per period overfit.
+        A stage has converged when two iterations in a row lower the objective, in nats per variable and period, by
+        less. Much smaller values let models with few samples per period overfit.
     weighted_objective : bool, default False
         Measure the residuals on all samples with their weights, instead of those of the period itself.
     penalty : {"weights", "mutual_info"}, default "weights"
@@ -83,8 +83,8 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Means of the model: weighted means, drawn towards the common mean by as much as sampling noise explains.
     n_iter_ : int
         Iterations of all stages together.
-    history_ : ndarray
-        The objective at each evaluation, under the noise of its stage.
+    history_ : ndarray of shape (n_iter_,)
+        The objective after each iteration, under the noise of its stage.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -313,11 +313,10 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         penalty = TemporalPenalty(self.l1, self.l2, self.penalty)
         weights = self._common_weights(Z).to(self.device, dtype).repeat(len(counts), 1, 1)
         with _progress(bool(self.verbose)) as report:
-            history, self.n_iter_, converged = Descent(self.tol, self.max_iter, report).run(
-                lambda eps: TemporalObjective(*data, penalty, eps), weights
-            )
-        self.history_ = np.array(history)
-        if not converged:
+            descent = Descent(self.tol, self.max_iter, report)
+            descent.run(lambda eps: TemporalObjective(*data, penalty, eps), weights)
+        self.history_, self.n_iter_ = np.array(descent.history), len(descent.history)
+        if not descent.converged:
             warnings.warn(
                 f"TCorEx did not converge in max_iter={self.max_iter} iterations; raise max_iter or tol",
                 ConvergenceWarning,

@@ -29,7 +29,8 @@ GRID: dict[str, dict[str, tuple[float, ...]]] = {
     "ci": {"l1": (0.1, 0.3), "gamma": (0.1, 0.3)},
     "small": {"l1": (0.03, 0.1, 0.3), "gamma": (0.1, 0.3, 0.5)},
 }
-STOCK_GRID: dict[str, tuple[float, ...]] = {"l1": (0.03, 0.1, 0.3), "gamma": (0.6, 0.8)}
+STOCK_GRID: dict[str, tuple[float, ...]] = {"l1": (0.3, 3.0), "gamma": (0.7, 0.9)}
+N_SERIES = {"ci": 5, "small": 20}
 N_TRAIN, N_VALIDATION, N_TEST = 16, 16, 200
 OTHERS = ("linear_corex", "linear_corex_pooled", "ledoit_wolf", "oas", "factor_analysis", "graphical_lasso")
 
@@ -99,7 +100,7 @@ def _synthetic(change: Callable[..., Any]) -> Callable[[str, int, Any], Study]:
 
 def _change_point(scale: str, seed: int, data_dir: Any) -> Study:
     size = SYNTHETIC[scale]
-    n_series = {"ci": 5, "small": 20}[scale]
+    n_series = N_SERIES[scale]
     true = size["n_periods"] // 2 - 1
     scores = {"tcorex": [], "ledoit_wolf": [], "linear_corex": []}  # type: dict[str, list[np.ndarray]]
     baselines = methods(size["n_components"], seed, l1=(), gamma=())

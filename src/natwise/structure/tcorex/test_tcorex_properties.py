@@ -18,6 +18,7 @@ from natwise.structure.tcorex import _objective, study
 from natwise.structure.tcorex._baselines import time_graphical_lasso
 from natwise.structure.tcorex._changes import DENSE_UP_TO, PrecisionDifference
 from natwise.structure.tcorex._estimator import _rows
+from natwise.structure.tcorex._lbfgs import LBFGS
 from natwise.structure.tcorex._objective import TemporalObjective, TemporalPenalty
 from natwise.structure.tcorex._periods import Standardization, distance_weights
 from natwise.structure.tcorex._synthetic import sample_periods, smooth_change, sudden_change
@@ -105,6 +106,25 @@ def test_noise_free_objective_is_the_average_of_the_noisy_one(eps):
         own = np.tile(np.repeat([0, 1], 4) == t, repeats)
         noisy += 0.5 * np.log(((x - z @ B)[own] ** 2).mean(0)).sum() + 0.5 * np.log(z2).sum()
     assert float(bounds.sum()) == pytest.approx(noisy, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lbfgs_finds_the_minimum_of_rosenbrock(dtype):
+    def objective(x):
+        x = x.detach().double().clone().requires_grad_()
+        value = (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+        gradient = torch.autograd.grad(value, x)[0]
+        return value.detach(), gradient.to(dtype)
+
+    weights = torch.full((6,), -0.5, dtype=dtype)
+    lbfgs = LBFGS(objective, weights)
+    values = [lbfgs.value]
+    while len(values) < 300 and lbfgs.step():
+        values.append(lbfgs.value)
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 1e-6
+    assert_allclose(weights, np.ones(6), atol=1e-2)
+    assert lbfgs.n_evaluations < 2 * len(values)
 
 
 def test_one_period_is_linear_corex(series):
@@ -332,6 +352,7 @@ def test_study(claim, monkeypatch, request):
     """On tiny data: the claims themselves are measured by `natwise reproduce`."""
     monkeypatch.setitem(study.SYNTHETIC, "ci", {"n_periods": 4, "n_features": 12, "n_components": 3})
     monkeypatch.setitem(study.GRID, "ci", {"l1": (0.1,), "gamma": (0.1,)})
+    monkeypatch.setitem(study.N_SERIES, "ci", 2)
     if claim == "portfolio":
         request.getfixturevalue("local_data")(study.STOCKS)
     with warnings.catch_warnings():
