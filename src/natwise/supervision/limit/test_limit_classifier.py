@@ -34,7 +34,7 @@ def blobs(n=300, noise=0.4, seed=0):
     return X, y, given, flags
 
 
-@parametrize_with_checks([LIMITClassifier(max_epochs=12, lr=0.02)])
+@parametrize_with_checks([LIMITClassifier(max_epochs=3, batch_size=32, lr=0.02)])
 def test_sklearn(estimator, check):
     check(estimator)
 
@@ -64,14 +64,21 @@ def test_it_memorises_less_than_cross_entropy():
     X, y = load_digits(return_X_y=True)
     noise = UniformNoise(0.6).transition_matrix(10)
     given, _ = corrupt_labels(y, noise, 0)
-    options = {"max_epochs": 25, "lr": 3e-3, "record_train_error": True, "random_state": 0, "patience": None}
+    options = {
+        "max_epochs": 20,
+        "batch_size": 64,
+        "lr": 1e-2,
+        "record_train_error": True,
+        "random_state": 0,
+        "patience": None,
+    }
     entropy, memorised = transition_entropy(noise), {}
     for name, model in {
         "ce": RobustClassifier(loss=GCELoss(1e-6), **options),
         "limit": LIMITClassifier(grad_l2=10.0, **options),
     }.items():
-        error = model.fit(X[:600], given[:600]).history_["train_error"]
-        assert len(error) == len(model.history_["loss"]) == 25
+        error = model.fit(X[:300], given[:300]).history_["train_error"]
+        assert len(error) == len(model.history_["loss"]) == 20
         memorised[name] = memorized_label_information(error, entropy, 10)[-1]
     assert memorised["ce"] > 1.5
     assert memorised["limit"] < 0.5 * memorised["ce"]
@@ -115,10 +122,10 @@ def test_warm_start_moves_weights_and_batch_norm_statistics():
     options = {**QUICK, "max_epochs": 6, "validation_fraction": 0.3}
     cold = LIMITClassifier(network, grad_l2=0.0, **options).fit(X, y)
     warm = LIMITClassifier(network, grad_l2=0.0, q_warm_start=True, **options).fit(X, y)
-    assert warm.history_["loss"][0] < 0.8 * cold.history_["loss"][0]
+    assert warm.history_["loss"][0] < 0.9 * cold.history_["loss"][0]
     mean = torch.as_tensor(X.mean(axis=0), dtype=torch.float32)
     drift = [(model.q_network_[0].running_mean - mean).norm() for model in (warm, cold)]
-    assert drift[0] < drift[1] + 0.5
+    assert drift[0] < drift[1]
 
 
 def test_choice_of_the_penalty_by_noisy_validation():
