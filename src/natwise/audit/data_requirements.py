@@ -11,7 +11,6 @@ import numpy as np
 
 from natwise.audit.context import Context, Deadline, Unanswered
 from natwise.audit.models import N_FOLDS, kernel_machine
-from natwise.core.random import Streams
 from natwise.result import Result
 
 MAX_ROWS = 5000
@@ -32,7 +31,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     if n_rows < MIN_ROWS:
         raise Unanswered(f"It needs at least {MIN_ROWS} rows; this table has {n_rows}.")
     members, names = _groups(context)
-    measured = _measure(context, members, deadline)
+    measured = _measure(context, members, len(names), deadline)
     n, errors, weight = (measured.arrays[name] for name in ("n", "errors", "sample_weight"))
     try:
         curve = MetaPiecewisePowerLaw().fit(n, errors, weight)
@@ -50,6 +49,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
         | division,
         scalars=scalars,
         params={
+            "rows": n_rows,
             "target": context.target,
             "names": names if division else [],
             "group_kind": "group" if context.table.group is not None else "class",
@@ -61,7 +61,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _groups(context: Context) -> tuple[np.ndarray, list[str]]:
-    """Return the group (or class) of every row and the names; small groups, and all beyond twelve, are taken together."""
+    """Return the group (or class) of every row and their names; small groups, and all beyond twelve, become one."""
     table = context.table
     given = table.group if table.group is not None else np.array(table.classes, dtype=object)[table.labels]
     names, index, counts = np.unique(np.asarray(given, dtype=str), return_inverse=True, return_counts=True)
@@ -73,13 +73,13 @@ def _groups(context: Context) -> tuple[np.ndarray, list[str]]:
     return members, [*names[kept].tolist(), *(["all others"] if (members == len(kept)).any() else [])]
 
 
-def _measure(context: Context, members: np.ndarray, deadline: Deadline) -> Result:
+def _measure(context: Context, members: np.ndarray, n_groups: int, deadline: Deadline) -> Result:
     from natwise.samples import measure_learning_curve
 
     streams = context.streams.child("data_requirements")
     X, labels = context.encoded.X, context.table.labels
     rows = np.sort(streams.numpy("rows").permutation(len(labels))[:MAX_ROWS])
-    smallest = np.unique(members[rows], return_counts=True)[1].min()
+    smallest = np.bincount(members[rows], minlength=n_groups).min()
     with warnings.catch_warnings(), joblib.parallel_config("threading", n_jobs=min(joblib.cpu_count(), N_FOLDS)):
         warnings.simplefilter("ignore")  # convergence to the last digit does not matter here
         return measure_learning_curve(
@@ -128,8 +128,7 @@ def _sentence(scalars: dict[str, float], n_rows: int, target: float | None) -> s
         return f"The forecast reaches {wanted} with the rows there are."
     if not math.isfinite(needed):
         return f"More rows like these are not forecast to bring {wanted}."
-    high = f"{scalars['needed_high']:,.0f}" if math.isfinite(scalars["needed_high"]) else "unknown"
-    return (
-        f"For {wanted}, about {needed:,.0f} rows are needed, {needed / n_rows:.1f} times what there is "
-        f"(90 % interval {max(scalars['needed_low'], 1):,.0f} to {high})."
-    )
+    low, high = max(scalars["needed_low"], 1), scalars["needed_high"]
+    interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"from {low:,.0f}, without upper end"
+    times = f"{needed / n_rows:.1f} times these"
+    return f"For {wanted}, about {needed:,.0f} rows are needed, {times} (90 % interval {interval})."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from natwise.audit.context import Context, Deadline
+from natwise.audit.mixing import Planting, choose_weight, mean_aurocs, mix
 from natwise.audit.models import FLOOR, N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
 from natwise.audit.planting import Expectation, expect, plant
 from natwise.core.random import Streams
@@ -18,13 +19,19 @@ SHOWN = 30
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """Out-of-fold probabilities, what made them, and the scores of planted mistakes (runs, rows)."""
+    """Out-of-fold probabilities, scores and what made them, and the scores of planted mistakes (runs, rows).
+
+    `weight` is that of functional information in the scores, chosen by `aurocs`, those of the planted mistakes.
+    """
 
     probabilities: np.ndarray
+    scores: np.ndarray
     choice: Choice
     max_train: int
     planted: np.ndarray
     background: np.ndarray
+    weight: float
+    aurocs: dict[float, float]
 
 
 def answer(context: Context, deadline: Deadline) -> Result:
@@ -32,7 +39,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     table = context.table
     streams = context.streams.child("label_issues")
     fitted = _fit(context, streams, deadline)
-    scores = label_issue_score(fitted.probabilities, table.labels)
+    scores = fitted.scores
     cuts = _cuts(len(table))
     expected = expect(len(table), fitted.planted, fitted.background, cuts, streams)
     review = _review(expected)
@@ -63,7 +70,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
         arrays["precision_known"] = np.cumsum(table.planted[order])[cuts - 1] / cuts
         scalars |= _against_planted(scores, table.planted)
     if table.image_shape is not None:
-        arrays["thumbnails"] = _thumbnails(context, order[:SHOWN])
+        arrays["thumbnails"] = context.thumbnails(order[:SHOWN])
     n_train = len(table) * 4 // 5
     return Result(
         "audit/label_issues",
@@ -75,6 +82,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "model": " + ".join(fitted.choice.names),
             "log_losses": fitted.choice.losses,
             "pilot_rows": fitted.choice.rows,
+            "information_weight": fitted.weight,
+            "planting_aurocs": {f"{weight:g}": auroc for weight, auroc in fitted.aurocs.items()},
             "plantings": len(fitted.planted),
             "planted_per_run": fitted.planted.shape[1],
             "train_rows": min(fitted.max_train, n_train),
@@ -139,19 +148,36 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
     rows = np.arange(len(labels))
     if max_train * 5 // 4 < len(labels):
         rows = np.sort(streams.numpy("planting-rows").choice(rows, max_train * 5 // 4, replace=False))
-    planted: list[np.ndarray] = []
-    background: list[np.ndarray] = []
+    runs: list[Planting] = []
     slowest = 0.0
     for run in range(PLANTINGS):
-        if planted and deadline.left() < slowest:
+        if runs and deadline.left() < slowest:
             break
         before = deadline.left()
         noisy, flags = plant(labels[rows], confusion, streams.child(f"planting-{run}"))
         scores = label_issue_score(blend(choice.names, X[rows], noisy, k, folds[rows], streams, max_train), noisy)
-        planted.append(scores[flags])
-        background.append(scores[~flags])
+        runs.append(Planting(scores, _information(context, rows, noisy), flags))
         slowest = max(slowest, before - deadline.left())
-    return _Fitted(probabilities, choice, max_train, np.array(planted), np.array(background))
+    aurocs = mean_aurocs(runs)
+    weight = choose_weight(aurocs)
+    return _Fitted(
+        probabilities,
+        mix(label_issue_score(probabilities, labels), _information(context, rows, labels), weight),
+        choice,
+        max_train,
+        planted=np.array([run.mixed(weight)[run.flags] for run in runs]),
+        background=np.array([run.mixed(weight)[~run.flags] for run in runs]),
+        weight=weight,
+        aurocs=aurocs,
+    )
+
+
+def _information(context: Context, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the functional information of rows that carry `labels`; empty unless the network knows all rows."""
+    network = context.network
+    if network is None or not len(rows) == len(network.rows) == len(context.table):
+        return np.empty(0)
+    return network.functional_information(labels)
 
 
 def _cuts(n: int) -> np.ndarray:
@@ -175,14 +201,6 @@ def _against_planted(scores: np.ndarray, planted: np.ndarray) -> dict[str, float
         "planted_average_precision": float(average_precision_score(planted, scores)),
         "planted_share": float(planted.mean()),
     }
-
-
-def _thumbnails(context: Context, rows: np.ndarray) -> np.ndarray:
-    """Return the images of some rows as bytes, each stretched over the range of all pixels."""
-    pixels = context.table.features.iloc[rows].to_numpy(dtype=np.float64)
-    low, high = np.nanmin(pixels), np.nanmax(pixels)
-    scaled = np.nan_to_num((pixels - low) / ((high - low) or 1.0))
-    return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *(context.table.image_shape or ()))
 
 
 def _warnings(context: Context, fitted: _Fitted, n_train: int) -> list[str]:

@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 
 from natwise.audit.context import Deadline
+from natwise.audit.models import timed
 from natwise.core.random import Streams
+from natwise.datasets.tables import Table
 
 MAX_ROWS = 2000
 MIN_ROWS = 50
 PROBE_ROWS = 300
-N_VALIDATION = 300
+N_VALIDATION = 200
+MIN_SECONDS = 2.0
+LARGEST = 5.0  # values beyond are cut: one outlying cell must not rule the kernel
+WIDTH = 512
+SCORINGS = 9  # by label_issues and sample_information
+SHARE_OF_TIME = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,41 +32,16 @@ class Network:
     n_classes: int
 
     @classmethod
-    def linearise(
-        cls, X: np.ndarray, labels: np.ndarray, n_classes: int, streams: Streams, deadline: Deadline, *, runs: int
-    ) -> Network:
-        """Score the given labels on as many rows, chosen at random, as `runs` scorings before the deadline allow.
-
-        Parameters
-        ----------
-        X : ndarray, shape (n, d)
-            Features, NaN where missing: it counts as 0, the middle of a column.
-        labels : ndarray of int, shape (n,)
-        n_classes : int
-        streams : Streams
-            Chooses rows and draws the network.
-        deadline : Deadline
-        runs : int
-            Scorings that will follow; each costs about as many operations as the cube of the number of rows.
-        """
-        from natwise.audit.models import timed
-
-        order = streams.numpy("rows").permutation(len(X))
-        _, seconds = timed(lambda: cls._fit(X, labels, n_classes, order[:PROBE_ROWS], streams))
-        allowed = deadline.left() / max(runs, 1)
-        probed = min(PROBE_ROWS, len(X))
-        affordable = probed * (allowed / max(seconds, 1e-3)) ** (1 / 3)
-        return cls._fit(X, labels, n_classes, order[: int(np.clip(affordable, MIN_ROWS, MAX_ROWS))], streams)
-
-    @classmethod
-    def _fit(cls, X: np.ndarray, labels: np.ndarray, n_classes: int, rows: np.ndarray, streams: Streams) -> Network:
+    def of(cls, X: np.ndarray, labels: np.ndarray, n_classes: int, rows: np.ndarray, streams: Streams) -> Network:
+        """Linearise a fresh network on some rows of `X` (n, d), where missing values count as 0, and score them."""
         from natwise.samples import SampleInformation
 
         rows = np.sort(rows)
         validation = streams.numpy("validation").permutation(len(X))[:N_VALIDATION]
-        inputs = np.nan_to_num(X[rows]).astype(np.float64)
-        information = SampleInformation(outputs="independent", random_state=streams.seed("network"))
-        information.fit(inputs, np.eye(n_classes)[labels[rows]], np.nan_to_num(X[validation]).astype(np.float64))
+        inputs, inputs_val = (np.clip(np.nan_to_num(X[chosen]), -LARGEST, LARGEST) for chosen in (rows, validation))
+        module = _wide_network(X.shape[1], n_classes, streams)
+        information = SampleInformation(module, outputs="independent")
+        information.fit(inputs, np.eye(n_classes)[labels[rows]], inputs_val)
         return cls(rows, information, n_classes)
 
     def functional_information(self, labels: np.ndarray) -> np.ndarray:
@@ -78,3 +60,28 @@ class Network:
             lr=fitted.lr_,
         )
         return result.arrays["functional_information"]
+
+
+def linearise(table: Table, X: np.ndarray, streams: Streams, deadline: Deadline) -> Network | None:
+    """Return a network on as many rows, chosen at random, as the time allows; None when that is too few.
+
+    A few rows calibrate the cost of a scoring, which at these sizes grows about with the square of their number.
+    """
+    order, k = streams.numpy("rows").permutation(len(table)), len(table.classes)
+    if deadline.left() < MIN_SECONDS:
+        return None
+    Network.of(X, table.labels, k, order[:MIN_ROWS], streams)  # imports and starts what the timing must not count
+    network, seconds = timed(lambda: Network.of(X, table.labels, k, order[:PROBE_ROWS], streams))
+    allowed = SHARE_OF_TIME * deadline.left() / SCORINGS
+    affordable = int(len(network.rows) * (allowed / max(seconds, 1e-3)) ** 0.5)
+    if affordable <= PROBE_ROWS or len(table) <= PROBE_ROWS:
+        return network
+    return Network.of(X, table.labels, k, order[: min(affordable, MAX_ROWS)], streams)
+
+
+def _wide_network(n_features: int, n_classes: int, streams: Streams) -> Any:
+    from torch import nn
+
+    with streams.torch_global("module"):
+        layers = nn.Linear(n_features, WIDTH), nn.ReLU(), nn.Linear(WIDTH, n_classes)
+    return nn.Sequential(*layers).eval()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from natwise.audit import data_card, label_issues, latent_factors
+from natwise.audit import data_card, data_requirements, label_issues, latent_factors, sample_information
 from natwise.audit.context import Context, Deadline, Unanswered
 from natwise.result import Result
 
@@ -17,6 +17,8 @@ Answer = Callable[[Context, Deadline], Result]
 
 QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weight of its share of the time
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
+    "sample_information": ("What single rows tell", sample_information.answer, 4.0),
+    "data_requirements": ("How much more data", data_requirements.answer, 4.0),
     "data_card": ("Data card", data_card.answer, 1.0),
     "latent_factors": ("Latent factors of the features", latent_factors.answer, 2.0),
 }

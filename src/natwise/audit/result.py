@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from natwise.audit.context import Context, Deadline, one_thread
+from natwise.audit.network import linearise
 from natwise.audit.plan import answers, combine
 from natwise.core.io import write_text
 from natwise.core.random import RandomState, Streams
@@ -25,6 +26,9 @@ CSV_COLUMNS = {  # in audit.csv: question, array; labels are written by name
     "label": ("label_issues", "label"),
     "label_issue_score": ("label_issues", "label_issue_score"),
     "planted": ("label_issues", "planted"),
+    "functional_information": ("sample_information", "functional_information"),
+    "weight_information": ("sample_information", "weight_information"),
+    "redundancy_rank": ("sample_information", "redundancy_rank"),
     "suggested_label": ("label_issues", "suggested_label"),
     "given_label_probability": ("label_issues", "given_label_probability"),
 }
@@ -138,7 +142,8 @@ def run(
     seed = random_state if isinstance(random_state, int) else None
     with provenance(seed=seed, data={"labels": table.labels}) as record:
         encoded = encode(table.features, is_image=table.image_shape is not None)
-        context = Context(table, encoded, streams.child("audit"), target)
+        network = linearise(table, encoded.X, streams.child("network"), deadline)
+        context = Context(table, encoded, streams.child("audit"), target, network)
         record["fingerprint"] = f"{context.row_hashes.sum():016x}"
         with one_thread():
             answered = tuple(answers(context, deadline, progress=bool(verbose)))

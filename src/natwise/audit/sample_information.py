@@ -6,12 +6,13 @@ import numpy as np
 
 from natwise.audit.context import Context, Deadline, Unanswered
 from natwise.audit.models import timed
+from natwise.audit.network import Network
+from natwise.datasets.tables import Table
 from natwise.result import Result
 
 SHOWN = 12
 REDUNDANCY_STEP = 0.2
 RANKING_COST = 2.1  # of one scoring: the kernels shrink by the step, sum of 0.8^(3 i)
-REDUNDANT = 0.5  # of the rows: the share whose removal is reported
 RARE_RATIO = 1.5
 
 
@@ -22,7 +23,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
         raise Unanswered("It needs a few more seconds than were left; give more --minutes.")
     table, rows = context.table, network.rows
     functional, weight = network.information.functional_information_, network.information.weight_information_
-    rank, warning = _redundancy(context, deadline)
+    rank, warning = _redundancy(network, table.labels, deadline)
     order = np.argsort(-functional, kind="stable")
     spared = np.argsort(rank, kind="stable") if rank is not None else order[::-1]
     arrays = {
@@ -33,14 +34,15 @@ def answer(context: Context, deadline: Deadline) -> Result:
     }
     if rank is not None:
         arrays["redundancy_rank"] = _for_all(rank, rows, len(table))
-    groups = _by_group(context, functional)
+    shown = ("most_informative", "most_redundant")
+    names, compared = _by_group(table, rows, functional)
     share = _share_of_half(functional)
     if table.image_shape is not None:
         arrays["informative_thumbnails"] = context.thumbnails(arrays["most_informative"])
         arrays["redundant_thumbnails"] = context.thumbnails(arrays["most_redundant"])
     return Result(
         "audit/sample_information",
-        arrays={**arrays, **groups[1]},
+        arrays=arrays | compared,
         scalars={
             "mean_functional_information": float(functional.mean()),
             "share_holding_half": share,
@@ -49,22 +51,21 @@ def answer(context: Context, deadline: Deadline) -> Result:
         rows=table.ids,
         params={
             "classes": table.classes,
+            "shown_labels": {str(i): int(table.labels[i]) for name in shown for i in arrays[name]},
             "group_kind": "group" if table.group is not None else "class",
-            "group_names": groups[0],
-            "summary": _summary(share, groups),
+            "group_names": names,
+            "summary": _summary(share, names, compared),
         },
         warnings=_warnings(context, warning),
     )
 
 
-def _redundancy(context: Context, deadline: Deadline) -> tuple[np.ndarray | None, str]:
+def _redundancy(network: Network, labels: np.ndarray, deadline: Deadline) -> tuple[np.ndarray | None, str]:
     """Return the rank of each row of the network by when it can be removed, or why there is none."""
-    assert context.network is not None
-    information = context.network.information
-    _, seconds = timed(lambda: context.network.functional_information(context.table.labels[context.network.rows]))
+    _, seconds = timed(lambda: network.functional_information(labels[network.rows]))
     if RANKING_COST * seconds > deadline.left():
         return None, "The order in which rows can be spared was left out to stay within time."
-    return information.redundancy_rank(step=REDUNDANCY_STEP), ""
+    return network.information.redundancy_rank(step=REDUNDANCY_STEP), ""
 
 
 def _for_all(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
@@ -80,34 +81,28 @@ def _share_of_half(functional: np.ndarray) -> float:
     return float((np.searchsorted(cumulative, cumulative[-1] / 2) + 1) / len(functional))
 
 
-def _by_group(context: Context, functional: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
+def _by_group(table: Table, rows: np.ndarray, functional: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
     """Return the names of groups (or classes), and how their rows' mean information compares with the overall mean."""
     from natwise.samples import information_by_group
 
-    assert context.network is not None
-    table, rows = context.table, context.network.rows
-    members = np.asarray(table.group)[rows] if table.group is not None else table.labels[rows]
-    compared = information_by_group(functional, members)
-    names = [str(row) if table.group is not None else str(table.classes[int(row)]) for row in compared.rows]
-    return names, {f"group_{name}": compared.arrays[name] for name in ("mean", "standard_error", "count", "ratio")}
+    members = table.labels[rows] if table.group is None else np.asarray(table.group, dtype=str)[rows]
+    found = information_by_group(functional, members)
+    names = [table.classes[int(row)] if table.group is None else str(row) for row in found.rows]
+    return names, {f"group_{name}": found.arrays[name] for name in ("mean", "standard_error", "count", "ratio")}
 
 
-def _summary(share: float, groups: tuple[list[str], dict[str, np.ndarray]]) -> list[str]:
-    names, arrays = groups
+def _summary(share: float, names: list[str], compared: dict[str, np.ndarray]) -> list[str]:
     text = f"Half of the information in single rows comes from {100 * share:.0f} % of them"
-    rare = np.flatnonzero(
-        (arrays["group_ratio"] > RARE_RATIO) & (arrays["group_mean"] > 3 * arrays["group_standard_error"])
-    )
-    if len(rare):
-        first = rare[np.argmax(arrays["group_ratio"][rare])]
-        text += f"; rows of {names[first][:40]} tell {arrays['group_ratio'][first]:.1f} times the average"
+    sure = compared["group_mean"] - 2 * compared["group_standard_error"] > compared["group_mean"].mean()
+    ratio = np.where(sure, compared["group_ratio"], 0.0)
+    if ratio.max() > RARE_RATIO:
+        text += f"; rows of {names[ratio.argmax()][:40]} tell {ratio.max():.1f} times the average"
     return [f"{text}."]
 
 
 def _warnings(context: Context, warning: str) -> list[str]:
-    assert context.network is not None
     found = [warning] if warning else []
-    n = len(context.network.rows)
+    n = len(context.network.rows) if context.network is not None else 0
     if n < len(context.table):
         found.append(
             f"Scores are for {n:,} of {len(context.table):,} rows, chosen at random; the others' cells are empty."

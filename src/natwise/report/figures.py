@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from natwise.report.svg import INK
 from natwise.result import Result
@@ -69,6 +69,29 @@ def held_out_by_factors(answer: Result) -> tuple[Figure, str]:
     axes.set(xlabel="number of factors", ylabel="nats per row")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, f"Log-likelihood of held-out rows by number of factors; the best is at {chosen}."
+
+
+def learning_curve(answer: Result) -> tuple[Figure, str]:
+    """Return measured errors against the number of training rows, and their forecast with its 90 % band."""
+    a, now = answer.arrays, answer.params["rows"]
+    figure, axes = _axes(6.4, 3.0)
+    axes.fill_between(a["grid"], a["low"], a["high"], color=ACCENT, alpha=0.25, linewidth=0)
+    axes.plot(a["grid"], a["forecast"], color=ACCENT, label="forecast, 90 % band")
+    axes.plot(a["n"], a["errors"], color=INK, linestyle="", marker="o", markersize=3, label="measured")
+    axes.axvline(now, color=INK, linestyle=":", linewidth=1, label="rows there are")
+    axes.axhline(answer.scalars["goal_error"], color=SECOND, linestyle="--", linewidth=1, label="goal")
+    axes.set(xscale="log", yscale="log", xlabel="training rows", ylabel="error on unseen rows")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    words = (
+        f"Error by number of training rows: {a['errors'][a['n'] == a['n'].min()].mean():.1%} at {a['n'].min():,}, "
+        f"{a['errors'][a['n'] == a['n'].max()].mean():.1%} at {a['n'].max():,}; forecast "
+        f"{answer.scalars['error_doubled']:.1%} at twice the rows there are."
+    )
+    return figure, words
 
 
 def _pixel_maps(answer: Result) -> tuple[Figure, str]:
