@@ -15,6 +15,7 @@ html_theme = "alabaster"
 html_theme_options = {"description": "What a model learns from its data, in nats", "page_width": "1100px"}
 autodoc_default_options = {"members": True, "inherited-members": False}
 autodoc_typehints = "none"
+napoleon_use_ivar = True
 suppress_warnings = ["myst.xref_missing", "myst.header"]
 
 _HERE = Path(__file__).parent
@@ -33,6 +34,12 @@ def copy_pages(app: object) -> None:
         (methods / f"{card.key}.md").write_text(page + names, "utf-8")
 
 
+def skip_generated(app: object, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Leave out the methods that scikit-learn generates for metadata routing."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
 def setup(app: object) -> None:
-    """Hook the copying into the build."""
+    """Connect what stands above to the build."""
     app.connect("builder-inited", copy_pages)  # type: ignore[attr-defined]
+    app.connect("autodoc-skip-member", skip_generated)  # type: ignore[attr-defined]

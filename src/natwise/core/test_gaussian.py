@@ -8,9 +8,7 @@ from natwise.core.gaussian import LowRankDiagCovariance
 
 def make(rank, n_features, seed=0):
     rng = np.random.default_rng(seed)
-    return LowRankDiagCovariance(
-        rng.standard_normal((rank, n_features)), np.exp(2 * rng.standard_normal(n_features))
-    )
+    return LowRankDiagCovariance(rng.standard_normal((rank, n_features)), np.exp(2 * rng.standard_normal(n_features)))
 
 
 @settings(max_examples=30, deadline=None)

@@ -65,19 +65,15 @@ def measure_learning_curve(
     Result
         One row per fit. Arrays: ``n``, ``errors``, ``sample_weight`` (1 / binomial variance of ln error); with groups
         also ``group_n``, ``group_errors``, ``group_weight`` of shape (n_fits, n_groups), named by
-        ``params["groups"]``. An error of 0 on m rows is reported as 0.5 / m; ``warnings`` says how often, and which
-        sizes found no time.
+        ``params["groups"]``. An error of 0 on m rows counts as 0.5 / m; ``warnings`` says so.
 
     Raises
     ------
     ValueError
         Lengths differ, fewer than two classes, too few rows, or sizes that do not fit.
     """
+    _check_options(repeats, test_fraction, time_limit)
     X, y, groups = _check_data(X, y, groups)
-    check_integer("repeats", repeats, minimum=1)
-    check_real("test_fraction", test_fraction, minimum=0, maximum=1, exclusive=True)
-    if time_limit is not None:
-        check_real("time_limit", time_limit, minimum=0, exclusive=True)
     streams = Streams.of(random_state)
     names, group_index = np.unique(groups, return_inverse=True)
     strata = _strata(y, group_index)
@@ -87,16 +83,22 @@ def measure_learning_curve(
     with provenance(data={"y": y}) as record:
         fits, skipped = _run(estimator, X, y, splits, checked, streams, time_limit, n_jobs)
         arrays, floored = _tabulate(fits, group_index, len(names))
-    notes = [f"{floored} errors of 0 were floored at half a mistake"] if floored else []
-    notes += [f"no time left for sizes {skipped}"] if skipped else []
     return Result(
         "samples.data_requirements/learning_curve",
         arrays=arrays if len(names) > 1 else {name: arrays[name] for name in ("n", "errors", "sample_weight")},
         rows=[f"{size}/{repeat}" for size, repeat, *_ in fits],
         params={"estimator": type(estimator).__name__, "groups": names.tolist(), "test_fraction": test_fraction},
         provenance=record,
-        warnings=notes,
+        warnings=[f"{floored} errors of 0 were floored at half a mistake"] * bool(floored)
+        + [f"no time left for sizes {skipped}"] * bool(skipped),
     )
+
+
+def _check_options(repeats: int, test_fraction: float, time_limit: float | None) -> None:
+    check_integer("repeats", repeats, minimum=1)
+    check_real("test_fraction", test_fraction, minimum=0, maximum=1, exclusive=True)
+    if time_limit is not None:
+        check_real("time_limit", time_limit, minimum=0, exclusive=True)
 
 
 def _check_data(X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

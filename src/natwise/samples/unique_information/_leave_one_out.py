@@ -103,7 +103,10 @@ def leave_one_out_changes(
 ) -> Result:
     """Return how each left-out sample (or group) would have changed predictions and weights, as vectors.
 
-    Parameters are those of `leave_one_out`.
+    Parameters
+    ----------
+    ntk, ntk_val, init_preds, targets, t, lr, weight_decay, dynamics, loss_reduction, groups
+        As for `leave_one_out`.
 
     Returns
     -------

@@ -77,7 +77,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Mean in the same units.
     n_iter_ : int
         Iterations of all stages together.
-    history_ : ndarray of shape (n_iter_,)
+    history_ : ndarray of shape (n_iterations,)
         The objective after each iteration, under the noise of its stage.
     n_features_in_, feature_names_in_
         As in scikit-learn.

@@ -28,29 +28,29 @@ def corex_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[
     dict
         Float64 arrays and floats, information in nats:
 
-        ============== ======= ======================================================================
-        ``uj``         (m,)    w_j^T S w_j
-        ``Y_j^2``      (m,)    E[Z_j^2] = 1 / (1 - u_j), noise of unit variance
-        ``rho``        (m, p)  correlation of factor and variable, W S
-        ``ry``         (m, m)  correlation of the factors
-        ``invrho``     (m, p)  1 / (1 - rho^2)
-        ``rhoinvrho``  (m, p)  rho / (1 - rho^2)
-        ``Qij``        (m, p)  ry @ rhoinvrho
-        ``Qi``         (p,)    sum_j rhoinvrho Qij
-        ``Si``         (p,)    sum_j rho rhoinvrho
-        ``Qi-Si^2``    (p,)    sum_j rhoinvrho (Qij - Si rho), free of cancellation
-        ``TC``         float   the objective: lower bound of the total correlation that the factors explain
-        ``MI``         (m, p)  I(X_i ; Y_j)
-        ``X_i Y_j``    (p, m)  covariance of variables and unnormalised factors
-        ``X_i Z_j``    (p, m)  regression coefficients of the variables on the normalised factors
-        ``X_i^2 | Y``  (p,)    variance of X_i given all factors, at least 1e-6
-        ``I(Y_j ; X)`` (m,)    information that factor j keeps about all variables
-        ``I(X_i ; Y)`` (p,)    information of all factors about variable i
-        ``TCs``        (m,)    sum_i I(X_i ; Y_j) - I(Y_j ; X)
-        ``TC_no_overlap`` float  sum_i max_j I(X_i ; Y_j) - sum_j I(Y_j ; X)
-        ``TC_direct``  float   sum_i I(X_i ; Y) - sum_j I(Y_j ; X)
-        ``additivity`` float   sum_i (sum_j I(X_i ; Y_j) - I(X_i ; Y))
-        ============== ======= ======================================================================
+        ================= ======= ======================================================================
+        ``uj``            (m,)    w_j^T S w_j
+        ``Y_j^2``         (m,)    E[Z_j^2] = 1 / (1 - u_j), noise of unit variance
+        ``rho``           (m, p)  correlation of factor and variable, W S
+        ``ry``            (m, m)  correlation of the factors
+        ``invrho``        (m, p)  1 / (1 - rho^2)
+        ``rhoinvrho``     (m, p)  rho / (1 - rho^2)
+        ``Qij``           (m, p)  ry @ rhoinvrho
+        ``Qi``            (p,)    sum_j rhoinvrho Qij
+        ``Si``            (p,)    sum_j rho rhoinvrho
+        ``Qi-Si^2``       (p,)    sum_j rhoinvrho (Qij - Si rho), free of cancellation
+        ``TC``            float   the objective: lower bound of the total correlation that the factors explain
+        ``MI``            (m, p)  I(X_i ; Y_j)
+        ``X_i Y_j``       (p, m)  covariance of variables and unnormalised factors
+        ``X_i Z_j``       (p, m)  regression coefficients of the variables on the normalised factors
+        ``X_i^2 | Y``     (p,)    variance of X_i given all factors, at least 1e-6
+        ``I(Y_j ; X)``    (m,)    information that factor j keeps about all variables
+        ``I(X_i ; Y)``    (p,)    information of all factors about variable i
+        ``TCs``           (m,)    sum_i I(X_i ; Y_j) - I(Y_j ; X)
+        ``TC_no_overlap`` float   sum_i max_j I(X_i ; Y_j) - sum_j I(Y_j ; X)
+        ``TC_direct``     float   sum_i I(X_i ; Y) - sum_j I(Y_j ; X)
+        ``additivity``    float   sum_i (sum_j I(X_i ; Y_j) - I(X_i ; Y))
+        ================= ======= ======================================================================
 
     Raises
     ------
