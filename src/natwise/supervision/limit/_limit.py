@@ -45,7 +45,7 @@ class LIMITLoss(torch.nn.Module):
     Parameters
     ----------
     q_dist : {"gaussian", "laplace", "ce", "dot"}
-        What q minimises per sample: sum_c (ĝ - g)^2 (LIMIT_G), sum_c |ĝ - g| (LIMIT_L), the cross-entropy of t to
+        What q minimises per sample: sum_c (ĝ - g)^2 (LIMIT_G), ``sum_c |ĝ - g|`` (LIMIT_L), the cross-entropy of t to
         the label, or -<ĝ, g>. The last two are further forms of the original code.
     grad_l2 : float
         beta >= 0, weight of the penalty sum_c ĝ^2 in q's loss. Larger memorises less; the paper advises 0.03 to 10,

@@ -44,7 +44,7 @@ class NoisyLabelLoss(torch.nn.Module):
 
 
 class MAELoss(NoisyLabelLoss):
-    """Mean absolute error between probabilities and label, sum_c |y_c - p_c| = 2 (1 - p_y) (Ghosh et al. 2017).
+    """Mean absolute error between probabilities and label, ``sum_c |y_c - p_c| = 2 (1 - p_y)`` (Ghosh et al. 2017).
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ class NoisyGradientLoss(NoisyLabelLoss):
 
 
 class DMILoss(torch.nn.Module):
-    """Determinant-based mutual information, -log(|det U| + 0.001) with U = Y^T P (Xu et al. 2019).
+    """Determinant-based mutual information, ``-log(|det U| + 0.001)`` with U = Y^T P (Xu et al. 2019).
 
     Noise in the labels multiplies the determinant by that of its transition matrix, and so only adds a constant.
     Train by cross-entropy first and go on with a small learning rate: from scratch it hardly starts.

@@ -70,6 +70,8 @@ class PairNoise:
 
     def __post_init__(self) -> None:
         check_real("p", self.p, minimum=0.0, maximum=1.0)
+        if self.mapping is not None and not isinstance(self.mapping, Mapping):
+            raise TypeError(f"mapping must be a dict of class to wrong class, got {type(self.mapping).__name__}")
 
     def transition_matrix(self, n_classes: int) -> np.ndarray:
         """Return T of shape (n_classes, n_classes), T[i, j] = P(given label j | true label i)."""

@@ -217,7 +217,7 @@ _CLAIMS = {
     "mnist-margin": _mnist,
     "mnist-memorisation": _mnist,
     "mnist-order": _mnist,
-    "cifar10n-margin": _human,
+    "cifar10n-memorisation": _human,
 }
 _NAMES = {"ce": "cross-entropy", "mae": "MAE", "gce": "GCE 0.7", "limit_g": "LIMIT_G", "limit_l": "LIMIT_L"}
 

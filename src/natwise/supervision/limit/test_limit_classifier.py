@@ -251,5 +251,5 @@ def test_the_study_of_digits():
 @pytest.mark.slow
 def test_human_labels(local_data):
     local_data(study.CIFAR)
-    result = study.run("cifar10n-margin", scale="small", seed=0)
+    result = study.run("cifar10n-memorisation", scale="small", seed=0)
     assert 0.3 < result.scalars["ce_test"] < 0.7

@@ -146,7 +146,8 @@ PROBABILITIES = np.array([[0.9, 0.1], [0.2, 0.8]])
     ("call", "good", "cases"),
     [
         (UniformNoise, {}, [({"p": 1.2}, ValueError, "<= 1"), ({"p": "a"}, TypeError, "number")]),
-        (PairNoise, {}, [({"p": -0.1}, ValueError, ">= 0")]),
+        (PairNoise, {"p": 0.1}, [({"p": -0.1}, ValueError, ">= 0"), ({"mapping": [1, 0]}, TypeError, "dict")]),
+        (PairNoise(0.1, {0: 5}).transition_matrix, {}, [({"n_classes": 1}, ValueError, ">= 2")]),
         (PairNoise(0.1).transition_matrix, {}, [({"n_classes": 1}, ValueError, ">= 2")]),
         (
             corrupt_labels,
