@@ -83,16 +83,17 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Means of the model: weighted means, drawn towards the common mean by as much as sampling noise explains.
     n_iter_ : int
         Iterations of all stages together.
-    history_ : ndarray of shape (n_iter_,)
+    history_ : ndarray of shape (n_iterations,)
         The objective after each iteration, under the noise of its stage.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
     Notes
     -----
-    Minimises the noise-free form of the objective, sum_t O_t + l1 sum |W_{t+1} - W_t| + l2 sum (W_{t+1} - W_t)^2 with
-    O_t the linear CorEx objective on weighted samples, from one linear CorEx model of all periods, so that factors are
-    aligned. The original draws noise at each iteration *and* at each evaluation; here a fitted model has one answer.
+    Minimises the noise-free form of the objective,
+    ``sum_t O_t + l1 sum |W_{t+1} - W_t| + l2 sum (W_{t+1} - W_t)^2`` with O_t the linear CorEx objective on weighted
+    samples, from one linear CorEx model of all periods, so that factors are aligned. The original draws noise at each
+    iteration *and* at each evaluation; here a fitted model has one answer.
     All differences from the original code, each with its reason, stand on the method's page.
 
     scikit-learn names the second argument of `fit` and `score` ``y``: the times can be given in its place or by name.
