@@ -200,7 +200,9 @@ def _summary(arrays: dict[str, np.ndarray]) -> dict[str, float]:
         scalars[f"{name}_memorised"] = arrays[f"{name}_memorised"][:, -1].mean()
     margin = tests["limit_l"] - tests["ce"]
     scalars["margin_over_ce"], scalars["margin_over_ce_ci"] = _interval(margin)
-    order = [scalars[f"{name}_test"] for name in ("ce", "mae", "limit_g", "limit_l")]
+    scalars["mae_over_ce"], scalars["mae_over_ce_ci"] = _interval(tests["mae"] - tests["ce"])
+    baseline = max(scalars["ce_test"], scalars["mae_test"])
+    order = [baseline, scalars["limit_g_test"], scalars["limit_l_test"]]
     scalars["smallest_step_in_order"] = float(np.diff(order).min())
     return scalars
 
