@@ -80,7 +80,8 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     covariances_ : ndarray of shape (n_periods, n_features, n_features)
         The same, dense, made when asked for.
     location_ : ndarray of shape (n_periods, n_features)
-        Means of the model: weighted means, drawn towards the common mean by as much as sampling noise explains.
+        Means of the model: weighted means, drawn towards the mean of all periods, and that towards zero, by as much
+        as sampling noise explains.
     n_iter_ : int
         Iterations of all stages together.
     history_ : ndarray of shape (n_iterations,)

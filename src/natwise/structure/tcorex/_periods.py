@@ -75,8 +75,8 @@ class Standardization:
     mean : ndarray of shape (T, p)
         Weighted means of the observed values, which samples are centred by.
     location : ndarray of shape (T, p)
-        The same drawn towards the mean of all samples by as much as sampling noise explains: the means of the fitted
-        model. A mean of 16 samples would cost its held-out likelihood 1/32 nats per variable and gain nothing.
+        The means of the fitted model: the same drawn towards the mean that all periods share, and that towards zero,
+        both by as much as sampling noise explains.
     spread : ndarray of shape (T, p)
         Weighted standard deviations, by which samples are divided; infinite where a variable does not vary.
     scale : ndarray of shape (T, p)
@@ -105,7 +105,7 @@ class Standardization:
         varies = np.sqrt(variance) > _CONSTANT * np.abs(centred).max(axis=0)
         return cls(
             mean=mean + reference,
-            location=_toward_common(mean, np.where(varies, variance, np.inf), weights) + reference,
+            location=_location(mean, reference, centred, observed, np.where(varies, variance, np.nan), weights),
             spread=np.where(varies, np.sqrt(variance), np.inf),
             scale=np.where(varies, np.maximum(np.sqrt(unbiased), SMALLEST_SCALE), SMALLEST_SCALE),
         )
@@ -116,9 +116,33 @@ class Standardization:
         return np.where(np.isnan(Z), 0.0, Z)
 
 
-def _toward_common(mean: np.ndarray, variance: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return `mean` (T, p), relative to the mean of all samples, shrunk to the share that is not sampling noise."""
+def _location(
+    mean: np.ndarray,
+    reference: np.ndarray,
+    centred: np.ndarray,
+    observed: np.ndarray,
+    variance: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Return the means of the periods (T, p), shrunk twice by the positive-part factor of James and Stein.
+
+    A mean of 16 samples costs the held-out likelihood 1/32 nats per variable, and more under an estimated covariance.
+    `mean` and `centred` are relative to `reference`; `variance` is NaN where a variable does not vary, and a variable
+    that ever does not keeps its means.
+    """
+    own = (weights.argmax(axis=0) == np.arange(len(weights))[:, None]).astype(float)  # all the same for gamma = 1
+    precision = own @ observed / variance
+    total = precision.sum(axis=0)
+    common = (own @ centred / variance).sum(axis=0) / total
     shares = weights / weights.sum(axis=1, keepdims=True)
-    noise = ((shares - 1 / shares.shape[1]) ** 2).sum(axis=1).mean()
-    scatter = (mean**2 / variance).mean()
-    return mean * max(0.0, 1 - noise / scatter) if scatter > 0 else mean
+    noise = shares**2 @ own.T @ variance - 1 / total
+    deviation = mean - common
+    shrunk = _signal(common + reference, 1 / total, total) * (common + reference)
+    shrunk = shrunk + _signal(deviation, noise, 1 / variance) * deviation
+    return np.where(np.isnan(shrunk), mean + reference, shrunk)
+
+
+def _signal(estimate: np.ndarray, noise: np.ndarray, weight: np.ndarray) -> float:
+    """Return the share of the weighted square of `estimate` that its noise variance does not explain, in [0, 1]."""
+    explained, scatter = np.nansum(noise * weight), np.nansum(np.where(np.isnan(noise), np.nan, estimate**2 * weight))
+    return float(np.clip(1 - explained / scatter, 0.0, 1.0)) if scatter > 0 else 1.0

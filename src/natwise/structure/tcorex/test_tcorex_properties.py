@@ -361,3 +361,20 @@ def test_study(claim, monkeypatch, request):
     check_result(dataclasses.replace(result))
     assert all(np.isfinite(value) for value in result.scalars.values())
     study.figure(claim, result).canvas.draw()
+
+
+@pytest.mark.parametrize(("shared", "own"), [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (1e4, 0.0)])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_means_are_drawn_to_what_noise_explains(shared, own, gamma):
+    rng, periods = np.random.default_rng(0), np.repeat(np.arange(5), 12)
+    truth = shared * rng.standard_normal(60) + own * rng.standard_normal((5, 60))
+    X = truth[periods] + rng.standard_normal((60, 60))
+    X[:, 0] = 7.0
+    X[::7, 1] = np.nan
+    found = Standardization.estimate(X, distance_weights(np.full(5, 12), gamma))
+    assert_allclose(found.location[:, 0], 7.0, rtol=1e-12)
+    loss, plain = (((means - truth)[:, 1:] ** 2).mean() for means in (found.location, found.mean))
+    # windows that mix periods of different means are biased, which shrinking cannot see
+    assert loss <= (1.15 if own or gamma == 1.0 else 0.8) * plain
+    if shared == own == 0:
+        assert loss <= 0.07 * plain
