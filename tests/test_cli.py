@@ -37,7 +37,12 @@ BAD = [
     (["reproduce", "structure.linear_corex", "--scale", "huge"], "scale must be one of"),
     (["reproduce", "structure.linear_corex", "--seed", "-1"], "seed must be >= 0"),
     (["reproduce", "structure.linear_corex", "--seed", "x"], "--seed"),
+    (["reproduce", "structure.linear_corex", "--device", "toaster"], "device must be like"),
+    (["reproduce", "structure.linear_corex", "--device", "cuda:99"], "device of this machine"),
+    (["reproduce", "structure.linear_corex", "--out", "TABLE"], "cannot be a folder"),
     (["audit"], "--demo"),
+    (["audit", "--demo", "--out", "TABLE"], "cannot be a folder"),
+    (["audit", "--demo", "--out", "TABLE/below"], "cannot be a folder"),
     (["audit", "TABLE", "--demo"], "--demo"),
     (["audit", "TABLE"], "--label"),
     (["audit", "no-such-file.csv", "--label", "kind"], "no-such-file.csv"),
@@ -49,7 +54,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "fragment"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_exit_2(arguments, fragment, table, tmp_path):
-    done = natwise(*(table if word == "TABLE" else word for word in arguments), cwd=tmp_path)
+    done = natwise(*(word.replace("TABLE", str(table)) for word in arguments), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1

@@ -97,6 +97,11 @@ def test_a_failing_study_does_not_stop_the_others(claims, tmp_path):
     assert verdicts == ["failed", "holds"]
 
 
+def test_a_device_that_the_study_does_not_know_is_refused(claims, tmp_path):
+    with pytest.raises(ValueError, match=f"device must be 'cpu' for {KEY}"):
+        measure(claims * 2, tmp_path, device="cpu:0")
+
+
 @pytest.mark.parametrize(
     ("expect", "good", "bad"),
     [

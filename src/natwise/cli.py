@@ -42,10 +42,12 @@ def audit(
 ) -> None:
     """Say what is wrong with a labelled data set: one report, one table."""
     from natwise import audit as audits
+    from natwise.core.io import check_folder
     from natwise.datasets import bundled, tables
 
     if demo == (data is not None):
         raise ValueError("give either a data file with --label, or --demo")
+    check_folder(out)
     if data is None:
         table = bundled.demo(random_state=seed)
     elif label is None:

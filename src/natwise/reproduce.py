@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 
 from natwise import _source, registry
-from natwise.core.validation import check_integer, check_option, suggest
+from natwise.core.io import check_folder, write_text
+from natwise.core.validation import check_device, check_integer, check_option, suggest
 from natwise.datasets import local
 from natwise.registry import Card, Claim
 from natwise.result import Result
@@ -123,12 +124,15 @@ def measure(
     Raises
     ------
     ValueError
-        If `seed` is negative, or a study does not run on `device`.
+        If `seed` is negative, this machine lacks `device`, or a study does not run there.
+    OSError
+        If `out` cannot be written into.
     """
     check_integer("seed", seed, minimum=0)
+    check_folder(out)
     claims = list(claims)
     if device != "cpu":
-        _check_device({card for card, _ in claims}, device)
+        _check_device([card for card, _ in claims], device)
     for card, claim in claims:
         path = Path(out) / card.key / f"{claim.id}.safetensors"
         inputs = _inputs(card, claim, scale=scale, seed=seed, device=device)
@@ -170,7 +174,6 @@ def write_gallery(out: str | os.PathLike[str], measurements: Iterable[Measuremen
     `measurements` of this run are added where no result lies in the folder (a study that failed or lacked data), so
     that nothing goes unsaid. Returns what was written, in order.
     """
-    from natwise.core.io import write_text
     from natwise.report import gallery
 
     shown = {(m.card.key, m.claim.id): m for m in collect(out)}
@@ -218,6 +221,7 @@ def _run(
 
 
 def _check_device(cards: Iterable[Card], device: str) -> None:
+    check_device("device", device)
     for card in cards:
         if "device" not in inspect.signature(study(card).run).parameters:
             raise ValueError(f"device must be 'cpu' for {card.key}, got {device!r}")

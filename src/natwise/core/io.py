@@ -37,6 +37,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse, before long work, a folder that cannot be made or written into; nothing is made yet.
+
+    Raises `OSError` naming the folder.
+    """
+    path = Path(path)
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{path} cannot be a folder: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: there is no permission to write into {nearest}")
+
+
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_path(path) as temporary:

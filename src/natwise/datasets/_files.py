@@ -84,7 +84,7 @@ def _read_csv(path: Path, named: list[str]) -> RawTable:
                 decimal="," if separator == ";" else ".",
             )
     except (ValueError, pd.errors.ParserWarning) as error:
-        raise ValueError(f"{path} is no readable table: {shorten(str(error), 200)}") from None
+        raise ValueError(f"{path} is no readable table: {shorten(str(error).strip(), 200)}") from None
     if repeated:
         notes.append(f"Column names that appear more than once, and now have a number: {len(repeated):,}.")
     return RawTable(frame, repeated=repeated, notes=tuple(notes))
@@ -136,10 +136,8 @@ def _sniff_separator(sample: str) -> str:
 def _read_parquet(path: Path) -> RawTable:
     try:
         frame = pd.read_parquet(path)
-    except OSError as error:
-        raise ValueError(f"{path} is no readable Parquet file: {shorten(str(error), 200)}") from None
     except Exception as error:  # pyarrow raises many kinds for damaged input
-        raise ValueError(f"{path} is no readable Parquet file: {shorten(str(error), 200)}") from None
+        raise ValueError(f"{path} is no readable Parquet file: {shorten(str(error).strip(), 200)}") from None
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index()
     return RawTable(frame.set_axis([str(name) for name in frame.columns], axis=1))
