@@ -33,7 +33,9 @@ def audit(
     time: Annotated[str | None, typer.Option(help="A column with the date of each row.")] = None,
     test: Annotated[Path | None, typer.Option(help="A second file, checked for overlap with the first.")] = None,
     target: Annotated[float | None, typer.Option(help="The accuracy to aim for, such as 0.95.")] = None,
-    minutes: Annotated[float, typer.Option(help="Time to stay within; decimals are kept.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(help="Time to stay within, such as 0.7; below ten seconds it takes what it must.")
+    ] = 10.0,
     out: Annotated[Path, typer.Option(help="The folder for report.html, audit.csv and audit.safetensors.")] = Path(
         "audit"
     ),

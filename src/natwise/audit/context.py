@@ -19,6 +19,8 @@ from natwise.datasets.tables import Table
 if TYPE_CHECKING:
     from natwise.audit.network import Network
 
+OUT_OF_TIME = "It needs a few more seconds than were left; give more --minutes."
+
 
 @dataclass(frozen=True, eq=False)
 class Context:
@@ -58,6 +60,10 @@ class Context:
         return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *self.table.image_shape)
 
 
+class Unanswered(Exception):  # noqa: N818  # no error: the audit goes on
+    """A question that cannot be answered for this table or within this time; the message tells the reader why."""
+
+
 class Deadline:
     """A moment that work should be finished by.
 
@@ -78,6 +84,11 @@ class Deadline:
         """Return a deadline after `part` (0 to 1) of the time that is left."""
         return Deadline(self.left() * part)
 
+    def require(self, seconds: float) -> None:
+        """Raise `Unanswered` when fewer than `seconds` are left."""
+        if self.left() < seconds:
+            raise Unanswered(OUT_OF_TIME)
+
 
 def one_thread() -> AbstractContextManager[object]:
     """Keep BLAS and OpenMP to one thread inside a block, and put them back after it.
@@ -86,10 +97,6 @@ def one_thread() -> AbstractContextManager[object]:
     per thread and per library loaded so far, so that every worker enters such a block of its own.
     """
     return threadpool_limits(1)
-
-
-class Unanswered(Exception):  # noqa: N818  # no error: the audit goes on
-    """A question that cannot be answered for this table or within this time; the message tells the reader why."""
 
 
 def hash_rows(features: pd.DataFrame) -> np.ndarray:

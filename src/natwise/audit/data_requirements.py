@@ -15,6 +15,7 @@ from natwise.result import Result
 
 MAX_ROWS = 5000
 MIN_ROWS = 60
+MIN_SECONDS = 1.0
 REPEATS = 3
 CONFIDENCE = 0.9
 LESS_ERROR = 0.75  # of the present error: the goal when the user names none
@@ -30,6 +31,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     n_rows = len(context.table)
     if n_rows < MIN_ROWS:
         raise Unanswered(f"It needs at least {MIN_ROWS} rows; this table has {n_rows}.")
+    deadline.require(MIN_SECONDS)
     members, names = _groups(context)
     measured = _measure(context, members, len(names), deadline)
     n, errors, weight = (measured.arrays[name] for name in ("n", "errors", "sample_weight"))

@@ -15,6 +15,7 @@ from natwise.result import Result
 
 PLANTINGS = 4
 SHOWN = 30
+TOO_MUCH_NOISE = 0.5  # an estimate beyond says more about the model than about the labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "train_rows": min(fitted.max_train, n_train),
             "n_train": n_train,
             "rows_wrong": round(expected.noise[0] * len(table)),
+            "too_much_noise": bool(expected.noise[0] > TOO_MUCH_NOISE),
             "planted_known": "planted_auroc" in scalars,
             "target": context.target,
             "summary": _summary(scalars, len(table), context.target),
@@ -102,7 +104,12 @@ def _summary(scalars: dict[str, float], n: int, target: float | None) -> list[st
     review, precision = scalars["review"], scalars["review_precision"]
     range_ = f"{100 * low:.1f} to {100 * high:.1f} %"
     wrong = f"About {round(noise * n):,} of {n:,} labels look wrong ({100 * noise:.1f} %, 90 % interval {range_})"
-    if review:
+    if noise > TOO_MUCH_NOISE:
+        wrong = (
+            f"Which of the {n:,} labels are wrong cannot be told: a default model contradicts too many of them, "
+            "because most are wrong or because the columns do not determine them"
+        )
+    elif review:
         wrong += f"; start with the first {int(review):,} of the list, of which {100 * precision:.0f} % should be wrong"
     else:
         wrong += ", and no ranking finds them reliably"
@@ -186,7 +193,9 @@ def _cuts(n: int) -> np.ndarray:
 
 
 def _review(expected: Expectation) -> int:
-    """Return the cut up to which every further row is more likely wrong than right, 0 when there is none."""
+    """Return the cut up to which every further row is more likely wrong than right, or 0."""
+    if expected.noise[0] > TOO_MUCH_NOISE:
+        return 0
     gain = expected.cuts * (expected.precision[0] - 0.5)
     return int(expected.cuts[gain.argmax()]) if gain.max() > 0 else 0
 

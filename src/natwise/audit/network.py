@@ -65,12 +65,16 @@ class Network:
 def linearise(table: Table, X: np.ndarray, streams: Streams, deadline: Deadline) -> Network | None:
     """Return a network on as many rows, chosen at random, as the time allows; None when that is too few.
 
-    A few rows calibrate the cost of a scoring, which at these sizes grows about with the square of their number.
+    A few rows calibrate the cost of a scoring, which at these sizes grows about with the square of their number, and
+    with the number of classes.
     """
     order, k = streams.numpy("rows").permutation(len(table)), len(table.classes)
     if deadline.left() < MIN_SECONDS:
         return None
     Network.of(X, table.labels, k, order[:MIN_ROWS], streams)  # imports and starts what the timing must not count
+    _, seconds = timed(lambda: Network.of(X, table.labels, k, order[:MIN_ROWS], streams))
+    if seconds > SHARE_OF_TIME * deadline.left() / SCORINGS:
+        return None
     network, seconds = timed(lambda: Network.of(X, table.labels, k, order[:PROBE_ROWS], streams))
     allowed = SHARE_OF_TIME * deadline.left() / SCORINGS
     affordable = int(len(network.rows) * (allowed / max(seconds, 1e-3)) ** 0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.context import OUT_OF_TIME, Context, Deadline, Unanswered
 from natwise.audit.models import timed
 from natwise.audit.network import Network
 from natwise.datasets.tables import Table
@@ -20,7 +20,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     """Return functional and weight information (nats) and the order in which rows can be spared."""
     network = context.network
     if network is None:
-        raise Unanswered("It needs a few more seconds than were left; give more --minutes.")
+        raise Unanswered(OUT_OF_TIME)
     table, rows = context.table, network.rows
     functional, weight = network.information.functional_information_, network.information.weight_information_
     rank, warning = _redundancy(network, table.labels, deadline)

@@ -32,7 +32,7 @@ def hostile():
 
 @pytest.fixture(scope="module")
 def result():
-    return audit.run(hostile(), minutes=0.2, random_state=0)
+    return audit.run(hostile(), minutes=1, random_state=0)
 
 
 def test_every_question_is_answered(result):

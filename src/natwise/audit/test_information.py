@@ -70,9 +70,15 @@ def test_rows_that_were_not_scored_are_empty(monkeypatch):
     assert "100 of 240 rows" in result.warnings[0]
 
 
-def test_no_time_is_said():
+@pytest.mark.parametrize("question", [sample_information, data_requirements])
+def test_no_time_is_said(question):
     with pytest.raises(Unanswered, match="--minutes"):
-        sample_information.answer(context(make_table(X, LABELS), seconds=0.1), Deadline(0.1))
+        question.answer(context(make_table(X, LABELS), seconds=0.1), Deadline(0.1))
+
+
+def test_no_network_when_many_classes_make_it_slow():
+    labels = [f"class {i % 100}" for i in range(N)]
+    assert context(make_table(X, labels), seconds=2.5).network is None
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,14 @@ def test_no_mistakes_in_clean_labels():
     assert clean.scalars["review"] == 0
 
 
+def test_labels_that_the_columns_do_not_determine_are_not_called_wrong():
+    labels = np.random.default_rng(1).integers(4, size=N)
+    table = make_table(blobs().features, labels)
+    answer_ = answer(table, seconds=3.0)
+    assert answer_.scalars["review"] == 0
+    assert "cannot be told" in answer_.params["summary"][0]
+
+
 def test_the_seed_decides():
     table = blobs(noise=0.1, n=80)
     np.testing.assert_array_equal(answer(table).arrays["label_issue_score"], answer(table).arrays["label_issue_score"])
