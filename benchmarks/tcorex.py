@@ -2,15 +2,23 @@
 
 Prints the time of one iteration (p = 1024, m = 64, T = 10, n = 16), the time to the same held-out likelihood
 (p = 128, m = 8), and what doubling the number of variables costs. ``--quick`` takes a tenth of the iterations.
+
+``--scale 5000 10000 20000`` instead measures time and memory at these numbers of variables (T = 20, m = 32), each in a
+process of its own, and continues the straight lines through them to p = 100,000.
 """
 
 import argparse
+import multiprocessing
+import resource
 import sys
 import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from natwise.structure import TCorEx
 from natwise.structure.tcorex._lbfgs import LBFGS
@@ -21,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import naive_tcorex as naive
 
 N_PERIODS, N_TRAIN, L1, GAMMA = 10, 16, 0.3, 0.4
+SCALE_PERIODS, SCALE_COMPONENTS, SCALE_TO, SCALE_FULL = 20, 32, 100_000, 512
 
 
 def seconds_per_iteration(n_features, n_components, repeats):
@@ -69,6 +78,56 @@ def seconds_to_same_likelihood(n_features, n_components, max_iter):
     return ours, target, when, best
 
 
+class _TimedTCorEx(TCorEx):
+    """Remembers when it reaches the descent, and when the description of what was found."""
+
+    def _common_weights(self, Z):
+        weights = super()._common_weights(Z)
+        self.marks = [time.perf_counter()]
+        return weights
+
+    def _describe(self, *found):
+        self.marks.append(time.perf_counter())
+        super()._describe(*found)
+
+
+def fit_at_scale(n_features, max_iter):
+    """Return iterations, seconds of start, descent and description, and the peak memory in GB of a fresh process."""
+    models = sudden_change(SCALE_PERIODS, n_features, SCALE_COMPONENTS, random_state=0)
+    X, times = sample_periods(models, N_TRAIN, random_state=0)
+    model = _TimedTCorEx(SCALE_COMPONENTS, l1=L1, gamma=GAMMA, max_iter=max_iter, random_state=0)
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, times)
+    seconds = np.diff([begin, *model.marks, time.perf_counter()])
+    return model.n_iter_, *seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
+
+
+def scale(sizes):
+    """Print what each size takes, and the straight lines through them at `SCALE_TO` variables."""
+    rows = []
+    for n_features in (SCALE_FULL, *sizes):
+        max_iter = 1000 if n_features == SCALE_FULL else 1
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            n_iter, start, descent, end, peak = fresh.submit(fit_at_scale, n_features, max_iter).result()
+        rows.append((start, descent / n_iter, end, peak))
+        if n_features == SCALE_FULL:
+            n_full = n_iter
+        print(
+            f"p={n_features}: start {start:.1f} s, {n_iter} iterations of {descent / n_iter:.3f} s, end {end:.1f} s, "
+            f"peak {peak:.2f} GB",
+            flush=True,
+        )
+    slope, offset = np.polyfit(sizes, np.array(rows[1:]), 1)
+    start, each, end, peak = SCALE_TO * slope + offset
+    minutes = (start + n_full * each + end) / 60
+    print(
+        f"p={SCALE_TO}, extrapolated: start {start:.0f} s, iteration {each:.2f} s, end {end:.0f} s, "
+        f"peak {peak:.1f} GB; {minutes:.0f} minutes with the {n_full} iterations of p={SCALE_FULL}"
+    )
+
+
 def negative_log_likelihood(covariances, test):
     """Return the mean over periods and samples under Gaussians of mean zero."""
     total = 0.0
@@ -88,7 +147,11 @@ def main():
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--scale", type=int, nargs="+", metavar="P")
+    arguments = parser.parse_args()
+    if arguments.scale:
+        return scale(arguments.scale)
+    quick = arguments.quick
     repeats, max_iter = (3, 50) if quick else (15, 500)
     slow, fast = seconds_per_iteration(1024, 64, repeats)
     print(f"one iteration, p=1024 m=64: naive {1e3 * slow:.1f} ms, natwise {1e3 * fast:.1f} ms, {slow / fast:.2f}x")
