@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from natwise import registry
+from natwise import cli, registry
 
 
 def natwise(*arguments, cwd=None):
@@ -62,6 +62,18 @@ def test_bad_input_is_one_line_and_exit_2(arguments, fragment, table, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupt_is_said(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "cards", interrupted)
+    monkeypatch.setattr(sys, "argv", ["natwise", "list"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "natwise: interrupted; finished results are kept\n"
+
+
 def test_debug_shows_the_traceback():
     done = natwise("show", "structure.nothing", "--debug")
     assert done.returncode != 0
@@ -78,8 +90,6 @@ def test_list():
 
 @pytest.mark.parametrize("card", registry.cards(), ids=lambda card: card.key)
 def test_show(card, capsys):
-    from natwise import cli
-
     cli.show(card.key)
     shown = capsys.readouterr().out
     assert card.title in shown

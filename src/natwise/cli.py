@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export it by name
 
 app = typer.Typer(
@@ -158,9 +159,10 @@ def main() -> None:
         text = error.format_message() if isinstance(error, _UsageError) else str(error)
         print(f"natwise: {' '.join(text.split())}", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer turns an interrupt within a command into this code
         print("natwise: interrupted; finished results are kept", file=sys.stderr)
-        code = 130
     sys.exit(code)
 
 
