@@ -17,7 +17,7 @@ from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
 from natwise.structure.linear_corex._annealing import Climb, climb, random_weights
-from natwise.structure.linear_corex._gaussianize import KINDS, Gaussianizer
+from natwise.structure.linear_corex._gaussianize import KINDS, SMALLEST_SCALE, Gaussianizer
 from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE, loadings, mutual_information, objective_moments
 from natwise.structure.linear_corex._overlap import OverlapModel, climb_with_overlap, random_overlap_weights
 
@@ -161,6 +161,8 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Z = self._gaussianizer.transform(X)
         if not Z.any():
             raise ValueError("X must have a column that varies, all its columns are constant")
+        if self._gaussianizer.scale_.max() <= SMALLEST_SCALE:
+            raise ValueError(f"X must have a standard deviation above {SMALLEST_SCALE:g} in some column: rescale it")
         _warn_of_copies(Z)
         if self.verbose and np.abs(Z).max() > FAR_OUT:
             warnings.warn(

@@ -255,6 +255,7 @@ BAD_FITS = [
     ({}, X[None], ValueError, "dim 3"),
     ({}, [["a", "b"], ["c", "d"]], ValueError, "could not convert string"),
     ({}, np.ones((5, 3)), ValueError, "must have a column that varies"),
+    ({}, 1e-30 * standardised(20, 3), ValueError, "must have a standard deviation above"),
     ({}, X * 1e200, ValueError, "finite variances"),
     ({"n_components": 0}, X, ValueError, "n_components must be >= 1"),
     ({"n_components": 2.0}, X, TypeError, "n_components must be an integer"),
