@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from natwise.core.gaussian import LowRankDiagCovariance
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_array, check_device, check_integer, check_option, check_real
 from natwise.structure.linear_corex._annealing import Climb, climb, random_weights
 from natwise.structure.linear_corex._gaussianize import KINDS, SMALLEST_SCALE, Gaussianizer
 from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE, loadings, mutual_information, objective_moments
@@ -235,11 +235,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         check_option("dtype", self.dtype, ("float32", "float64"))
         if self.missing_values is not None and not self._nan_is_missing():
             check_real("missing_values", self.missing_values)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device must be usable by torch, got {shorten(self.device)}: {reason}") from None
+        check_device("device", self.device)
 
     def _check_data(self, X: Any, *, reset: bool) -> np.ndarray:
         X = validate_data(

@@ -265,7 +265,7 @@ BAD_FITS = [
     ({"tol": -1}, X, ValueError, "tol must be >= 0"),
     ({"max_iter": 0}, X, ValueError, "max_iter must be >= 1"),
     ({"missing_values": "?"}, X, TypeError, "missing_values must be a number"),
-    ({"device": "abacus"}, X, ValueError, "device must be usable by torch"),
+    ({"device": "abacus"}, X, ValueError, "device must be like"),
     ({"random_state": "lucky"}, X, TypeError, "random_state must be"),
 ]
 
