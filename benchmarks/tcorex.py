@@ -3,7 +3,7 @@
 Prints the time of one iteration (p = 1024, m = 64, T = 10, n = 16), the time to the same held-out likelihood
 (p = 128, m = 8), and what doubling the number of variables costs. ``--quick`` takes a tenth of the iterations.
 
-``--scale 5000 10000 20000`` instead measures time and memory at these numbers of variables (T = 20, m = 32), each in a
+``--scale 2000 4000 8000`` instead measures time and memory at these numbers of variables (T = 20, m = 32), each in a
 process of its own, and continues the straight lines through them to p = 100,000.
 """
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import naive_tcorex as naive
 
 N_PERIODS, N_TRAIN, L1, GAMMA = 10, 16, 0.3, 0.4
-SCALE_PERIODS, SCALE_COMPONENTS, SCALE_TO, SCALE_FULL = 20, 32, 100_000, 512
+SCALE_PERIODS, SCALE_COMPONENTS, SCALE_TO, SCALE_FULL = 20, 32, 100_000, 256
 
 
 def seconds_per_iteration(n_features, n_components, repeats):
@@ -94,7 +94,9 @@ class _TimedTCorEx(TCorEx):
 def fit_at_scale(n_features, max_iter):
     """Return iterations, seconds of start, descent and description, and the peak memory in GB of a fresh process."""
     models = sudden_change(SCALE_PERIODS, n_features, SCALE_COMPONENTS, random_state=0)
-    X, times = sample_periods(models, N_TRAIN, random_state=0)
+    rng = np.random.default_rng(0)
+    X = np.concatenate([_sample(model, rng) for model in models])
+    times = np.repeat(np.arange(SCALE_PERIODS), N_TRAIN)
     model = _TimedTCorEx(SCALE_COMPONENTS, l1=L1, gamma=GAMMA, max_iter=max_iter, random_state=0)
     begin = time.perf_counter()
     with warnings.catch_warnings():
@@ -104,11 +106,18 @@ def fit_at_scale(n_features, max_iter):
     return model.n_iter_, *seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
 
 
+def _sample(model, rng):
+    """Return samples of one period, without a matrix of p x p."""
+    factors = rng.standard_normal((N_TRAIN, SCALE_COMPONENTS))[:, model.parent]
+    noise = rng.standard_normal(factors.shape)
+    return model.std * (model.rho * factors + np.sqrt(1 - model.rho**2) * noise)
+
+
 def scale(sizes):
     """Print what each size takes, and the straight lines through them at `SCALE_TO` variables."""
     rows = []
     for n_features in (SCALE_FULL, *sizes):
-        max_iter = 1000 if n_features == SCALE_FULL else 1
+        max_iter = 1000 if n_features == SCALE_FULL else 3
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             n_iter, start, descent, end, peak = fresh.submit(fit_at_scale, n_features, max_iter).result()
         rows.append((start, descent / n_iter, end, peak))
