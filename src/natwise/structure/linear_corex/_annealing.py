@@ -103,6 +103,6 @@ def rescaling(weights: torch.Tensor, u: torch.Tensor, old: float, new: float) ->
     factor that holds nothing but noise is not blown up by more than a hundred.
     """
     norm = torch.linalg.vecdot(weights, weights).double()
-    delta = (new**2 - old**2) / (1 - new**2) * norm / u
+    delta = (new**2 - old**2) / (1 - new**2) * norm / u.clamp(min=torch.finfo(torch.float64).tiny)  # both may vanish
     scale = torch.sqrt((1 - old**2) / ((1 - new**2) * (1 + delta).clamp(min=1e-4)))
     return torch.floor(1000 * scale) / 1000

@@ -318,3 +318,12 @@ def test_doubtful_fits_warn_once_and_stay_finite(parameters, data, category, mes
 def test_bad_calls(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:X has nearly identical columns", "ignore:gaussianize=None expects")
+def test_a_factor_may_vanish_altogether():
+    """Two columns that are one direction but for a hair: the second factor's weights shrink to exactly nothing."""
+    X = np.random.default_rng(0).normal(loc=100, size=(100, 2))
+    model = LinearCorEx(gaussianize=None, random_state=0).fit(X)
+    assert np.isfinite(model.components_).all()
+    assert np.isfinite(model.tc_)
