@@ -1,3 +1,14 @@
+from .distillation import (
+    CheckpointTeacher as CheckpointTeacher,
+    FactoredKernel as FactoredKernel,
+    OnlineDistiller as OnlineDistiller,
+    complexity_path as complexity_path,
+    distillation_bound as distillation_bound,
+    fidelity as fidelity,
+    kernel_alignment as kernel_alignment,
+    soft_targets as soft_targets,
+    supervision_complexity as supervision_complexity,
+)
 from .limit import (
     BootstrapLoss as BootstrapLoss,
     ConfusionMatrixLoss as ConfusionMatrixLoss,

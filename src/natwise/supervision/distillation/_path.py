@@ -1,0 +1,91 @@
+"""Supervision complexity at every checkpoint of a student's training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from natwise.core.linearized import empirical_ntk
+from natwise.core.validation import check_array, check_option
+from natwise.result import Result, provenance
+from natwise.supervision.distillation._complexity import soft_targets, supervision_complexity
+from natwise.supervision.distillation._kernel import FactoredKernel
+from natwise.supervision.distillation._teacher import CheckpointTeacher, logits_of
+
+SPACES = ("probabilities", "logits")
+
+
+def complexity_path(
+    student: CheckpointTeacher,
+    X: Any,
+    targets: Mapping[str, Any],
+    *,
+    space: str = "probabilities",
+    adjusted: bool = True,
+    jitter: float = 0.0,
+) -> Result:
+    """Follow the complexity of several supervisions while the student's tangent kernel changes.
+
+    Parameters
+    ----------
+    student : CheckpointTeacher
+        The student's saved states; the first counts as its initialisation and gives the predictions f0.
+    X : array (n, ...)
+        Inputs on which the kernel of the logits is formed, in float64: (n * k)^2 numbers.
+    targets : mapping of str to array (n, k) or (T, n, k)
+        Supervisions, constant or one per saved state: labels (one-hot), `soft_targets` of a teacher.
+    space : {"probabilities", "logits"}
+        Space of the targets, in which f0 is taken.
+    adjusted, jitter
+        As for `supervision_complexity`. All targets share one factorisation per state.
+
+    Returns
+    -------
+    Result
+        Rows are the states; arrays (T,) hold the complexity of every supervision under its name, ``effective_rank``
+        and ``trace``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not fit, or a kernel that `FactoredKernel` refuses.
+    """
+    check_option("space", space, SPACES)
+    array = check_array("X", X)
+    inputs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    with provenance() as record:
+        initial = logits_of(student.load(0), inputs)
+        start = soft_targets(initial, 1.0) if space == "probabilities" else initial
+        supervisions = {name: _per_state(name, value, len(student), initial.shape) for name, value in targets.items()}
+        rows = [_state(student, t, inputs, supervisions, start, adjusted, jitter) for t in range(len(student))]
+    arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    params = {"space": space, "adjusted": adjusted, "jitter": jitter, "n": len(array), "n_outputs": initial.shape[1]}
+    names = list(range(len(student)))
+    return Result("supervision.distillation/path", arrays=arrays, rows=names, params=params, provenance=record)
+
+
+def _state(
+    student: CheckpointTeacher,
+    index: int,
+    inputs: torch.Tensor,
+    supervisions: dict[str, np.ndarray],
+    start: np.ndarray,
+    adjusted: bool,
+    jitter: float,
+) -> dict[str, float]:
+    module = student.load(index).requires_grad_(True)
+    kernel = FactoredKernel(empirical_ntk(module, inputs, dtype=torch.float64), jitter)
+    stacked = np.stack([values[index] for values in supervisions.values()])
+    found = supervision_complexity(kernel, stacked, start, adjusted)
+    numbers = dict(zip(supervisions, np.atleast_1d(found), strict=True))
+    return {**numbers, "effective_rank": kernel.rank, "trace": kernel.trace}
+
+
+def _per_state(name: str, value: Any, n_states: int, shape: tuple[int, ...]) -> np.ndarray:
+    array = check_array(f"targets[{name!r}]", value, dtype=np.float64)
+    if array.shape not in (shape, (n_states, *shape)):
+        raise ValueError(f"targets[{name!r}] must have shape {shape} or {(n_states, *shape)}, got {array.shape}")
+    return np.broadcast_to(array, (n_states, *shape))
