@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from natwise.core.progress import Report
 from natwise.structure.linear_corex._annealing import ANNEALING
 from natwise.structure.tcorex._lbfgs import LBFGS, Objective
 
@@ -22,7 +23,7 @@ class Descent:
     max_iter : int
         Iterations allowed in each stage.
     report : callable
-        Called with the noise and the objective after each iteration.
+        Called after each iteration with their number and a text, as `natwise.core.progress` wants it.
 
     Attributes
     ----------
@@ -34,7 +35,7 @@ class Descent:
 
     tol: float
     max_iter: int
-    report: Callable[[float, float], None] = lambda eps, value: None
+    report: Report = lambda done, text: None
     history: list[float] = field(default_factory=list)
     converged: bool = False
 
@@ -49,7 +50,7 @@ class Descent:
             before = lbfgs.value
             moved = lbfgs.step()
             self.history.append(lbfgs.value)
-            self.report(eps, lbfgs.value)
+            self.report(len(self.history), f"noise {eps:.3f}, objective {lbfgs.value:.5f}")
             small_gains = small_gains + 1 if before - lbfgs.value < self.tol else 0
             if not moved or small_gains == 2:
                 return True

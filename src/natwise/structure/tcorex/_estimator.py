@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -17,8 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from natwise.core.gaussian import LowRankDiagCovariance
+from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, check_real, check_same_length, shorten
+from natwise.core.validation import check_device, check_integer, check_option, check_real, check_same_length, shorten
 from natwise.structure.linear_corex import LinearCorEx
 from natwise.structure.tcorex._changes import PrecisionDifference
 from natwise.structure.tcorex._descent import Descent
@@ -270,11 +269,7 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_option("dtype", self.dtype, ("float32", "float64"))
         if self.missing_values is not None and not self._nan_is_missing():
             check_real("missing_values", self.missing_values)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device must be usable by torch, got {shorten(self.device)}: {reason}") from None
+        check_device("device", self.device)
 
     def _check_data(self, X: Any, *, reset: bool) -> np.ndarray:
         """Return float64 samples with NaN where values are missing."""
@@ -314,7 +309,7 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         data = rows.to(self.device, dtype), own and own.to(self.device, dtype)
         penalty = TemporalPenalty(self.l1, self.l2, self.penalty)
         weights = self._common_weights(Z).to(self.device, dtype).repeat(len(counts), 1, 1)
-        with _progress(bool(self.verbose)) as report:
+        with progress(None, wanted=bool(self.verbose)) as report:
             descent = Descent(self.tol, self.max_iter, report)
             descent.run(lambda eps: TemporalObjective(*data, penalty, eps), weights)
         self.history_, self.n_iter_ = np.array(descent.history), len(descent.history)
@@ -411,18 +406,3 @@ def _rows(Z: np.ndarray, counts: np.ndarray, window: np.ndarray, weighted_object
     if np.count_nonzero(window) == len(Z):  # no period looks at another
         return own_rows, None
     return Rows(torch.from_numpy(Z), torch.from_numpy(window)), None if weighted_objective else own_rows
-
-
-@contextmanager
-def _progress(wanted: bool) -> Iterator[Callable[[float, float], None]]:
-    """Yield a function that reports noise and objective; it draws on stderr when that is a terminal."""
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda eps, value: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("TCorEx")
-        yield lambda eps, value: bar.update(task, description=f"TCorEx  noise {eps:.3f}  objective {value:.5f}")
