@@ -52,7 +52,7 @@ class Context:
         return hash_rows(self.table.features)
 
     def thumbnails(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images of some rows as bytes, each stretched over the range of all its pixels."""
+        """Return the images of some rows as bytes, shape (rows, h, w[, c]), stretched over the range of all pixels."""
         assert self.table.image_shape is not None
         pixels = self.table.features.iloc[rows].to_numpy(dtype=np.float64)
         low, high = np.nanmin(pixels), np.nanmax(pixels)

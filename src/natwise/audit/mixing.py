@@ -25,7 +25,7 @@ class Planting:
 
 
 def mix(scores: np.ndarray, information: np.ndarray, weight: float) -> np.ndarray:
-    """Return `scores` when `weight` is 0, else the weighted mean of the ranks of scores and information, in (0, 1]."""
+    """Return `scores` (n,) when `weight` is 0, else the weighted mean (n,) of the ranks of both, between 0 and 1."""
     if weight == 0.0:
         return scores
     ranks = [rankdata(values) / len(values) for values in (scores, information)]

@@ -31,7 +31,7 @@ _BLOCK = 2**22  # terms of a sum held at once
 
 
 def entropy(pmf: ArrayLike) -> float:
-    """Return the joint entropy of a pmf, over all its axes."""
+    """Return the joint entropy, in nats, of a pmf of any shape, over all its axes."""
     return float(-xlogy(p := _check_pmf("pmf", pmf), p).sum())
 
 
@@ -148,7 +148,7 @@ def mutual_information_from_counts(counts: ArrayLike, estimator: str = "plugin")
 
 
 def gaussian_entropy(covariance: ArrayLike) -> float:
-    """Return the differential entropy of a Gaussian vector."""
+    """Return the differential entropy, in nats, of a Gaussian vector with covariance (p, p)."""
     covariance = _check_covariance(covariance)
     return 0.5 * (len(covariance) * float(np.log(2 * np.pi * np.e)) + _logdet(covariance))
 
@@ -168,7 +168,7 @@ def gaussian_mutual_information(
 
 
 def gaussian_total_correlation(covariance: ArrayLike) -> float:
-    """Return the total correlation of a Gaussian vector: half the log-determinant of the precision's correlation."""
+    """Return the total correlation, in nats, of a Gaussian vector with covariance (p, p)."""
     covariance = _check_covariance(covariance)
     return max(0.0, 0.5 * (float(np.log(np.diag(covariance)).sum()) - _logdet(covariance)))
 

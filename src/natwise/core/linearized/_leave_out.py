@@ -91,7 +91,7 @@ def is_pseudo_inverse(dynamics: Dynamics) -> bool:
 
 
 def largest_without(kernel: np.ndarray, rows: np.ndarray) -> float:
-    """Return the largest eigenvalue of the kernel without `rows`."""
+    """Return the largest eigenvalue of the kernel (n_rows, n_rows) without `rows`."""
     kept = np.setdiff1d(np.arange(len(kernel)), rows)
     remaining = kernel[np.ix_(kept, kept)]
     if len(kept) < 3:

@@ -119,7 +119,7 @@ def _information_moments(moments: dict[str, Any]) -> dict[str, Any]:
 
 
 def mutual_information(rho: np.ndarray) -> np.ndarray:
-    """Return the mutual information, in nats, of two jointly Gaussian variables with correlation `rho`."""
+    """Return the mutual information, in nats, of jointly Gaussian variables with correlations `rho` of any shape."""
     return -0.5 * np.log1p(-(rho**2))
 
 
