@@ -20,6 +20,7 @@ from natwise.structure.linear_corex._annealing import climb, compress, random_we
 from natwise.structure.linear_corex._gaussianize import Gaussianizer
 from natwise.structure.linear_corex._moments import loadings
 from natwise.structure.linear_corex._overlap import OverlapModel
+from natwise.testing import check_estimator_contract
 
 GOLDEN = load_npz(Path(__file__).parent / "golden.npz")
 CASES = ("A", "B", "C")
@@ -29,11 +30,9 @@ def golden(case, key):
     return GOLDEN[f"moments_{case}_{key}"]
 
 
-@parametrize_with_checks([LinearCorEx()])
 @pytest.mark.filterwarnings("ignore:X has nearly identical columns")
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-def test_scikit_learn_contract(estimator, check):
-    check(estimator)
+def test_contract():
+    check_estimator_contract(LinearCorEx(), np.random.default_rng(0).standard_normal((40, 6)))
 
 
 @pytest.mark.slow
