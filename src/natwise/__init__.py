@@ -16,9 +16,14 @@ _MODULES = (
     "reproduce",
     "result",
     "testing",
-    "samples",
     "structure",
+    "samples",
     "supervision",
+    "generalization",
+    "shift",
+    "graphs",
+    "timeseries",
+    "lm",
 )
 
 __all__ = ["Result", "__version__", *_MODULES]

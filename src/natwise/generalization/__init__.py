@@ -1,0 +1,8 @@
+"""How far a model's error on new data can be from its error on its training data.
+
+The exported names stand in `__init__.pyi`, one line per method, and are imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

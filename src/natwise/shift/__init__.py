@@ -1,0 +1,8 @@
+"""Why a model fails elsewhere: failure modes, spurious features, learners that take no shortcut in context.
+
+The exported names stand in `__init__.pyi`, one line per method, and are imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
