@@ -34,7 +34,7 @@ class LBFGS:
     Notes
     -----
     The direction is a combination of the history and the gradient, so the recursion runs on their inner products
-    (Chen, Wang, Zhou 2014): one product of the (7, size) history with three new vectors and one combination of it per
+    (Chen, Wang, Zhou 2014): one product of the (7, size) history with the new gradient and one combination of it per
     step. The usual recursion would pass over the memory a dozen times, which costs as much as the objective. Steps are
     backtracked until the objective decreases enough; a step along which the curvature is not positive is not
     remembered.
@@ -47,7 +47,8 @@ class LBFGS:
         self._basis = torch.zeros(2 * MEMORY + 1, weights.numel(), dtype=weights.dtype, device=weights.device)
         self._gram = torch.zeros(2 * MEMORY + 1, 2 * MEMORY + 1, dtype=torch.float64)
         self._order: list[int] = []  # slots of the remembered steps, oldest first
-        self._remember({2 * MEMORY: gradient})
+        self._basis[-1] = gradient.flatten()
+        self._gram[-1, -1] = torch.dot(self._basis[-1], self._basis[-1])
 
     def step(self) -> bool:
         """Move downhill; return False when no step along the direction lowers the objective."""
@@ -61,29 +62,40 @@ class LBFGS:
             self.n_evaluations += 1
             if float(value) <= self.value + SUFFICIENT * size * slope:  # not for NaN
                 self.value = float(value)
-                self._arrive(trial, gradient, direction.mul_(size))
+                self._weights.copy_(trial)
+                self._remember(direction.mul_(size).flatten(), size * coefficients, gradient.flatten())
                 return True
             size *= self._shorter(float(value) - self.value, size * slope)
         return False
 
-    def _arrive(self, trial: torch.Tensor, gradient: torch.Tensor, step: torch.Tensor) -> None:
-        """Take the step, and remember it when it tells a positive curvature."""
-        change = gradient.flatten() - self._basis[-1]
-        self._weights.copy_(trial)
-        new = {2 * MEMORY: gradient}
-        if torch.dot(step.flatten(), change) > 0:
+    def _remember(self, step: torch.Tensor, coefficients: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Take the new gradient; remember the step and the change of the gradient when the curvature is positive.
+
+        The step is a combination of the basis, so that its products with the basis follow from the Gram matrix, and
+        those of the change follow from those of the gradients: one pass over the memory is all that it takes.
+        """
+        change = gradient - self._basis[-1]
+        with_gradient = (self._basis @ gradient).double().cpu()
+        with_step = self._gram @ coefficients
+        with_change = with_gradient - self._gram[-1]
+        along = torch.dot(step, gradient).double().cpu()
+        curvature = along - with_step[-1]
+        gradient_norm2 = torch.dot(gradient, gradient).double().cpu()
+        with_step[-1], with_change[-1] = along, gradient_norm2 - with_gradient[-1]
+        with_gradient[-1] = gradient_norm2
+        self._put(2 * MEMORY, gradient, with_gradient)
+        if curvature > 0:
             slot = self._order.pop(0) if len(self._order) == MEMORY else len(self._order)
             self._order.append(slot)
-            new |= {slot: step, MEMORY + slot: change}
-        self._remember(new)
+            self._put(slot, step, with_step)
+            self._put(MEMORY + slot, change, with_change)
+            self._gram[slot, MEMORY + slot] = self._gram[MEMORY + slot, slot] = curvature
+            self._gram[MEMORY + slot, MEMORY + slot] = torch.dot(change, change)
 
-    def _remember(self, new: dict[int, torch.Tensor]) -> None:
-        """Put vectors into slots, and their products with all others into the Gram matrix."""
-        for slot, vector in new.items():
-            self._basis[slot] = vector.flatten()
-        slots = list(new)
-        products = (self._basis @ self._basis[slots].T).double().cpu()
-        self._gram[:, slots], self._gram[slots] = products, products.T
+    def _put(self, slot: int, vector: torch.Tensor, products: torch.Tensor) -> None:
+        """Store a vector and its products with the basis."""
+        self._basis[slot] = vector
+        self._gram[:, slot] = self._gram[slot] = products
 
     def _direction(self) -> torch.Tensor:
         """Return the coefficients of minus the inverse Hessian times the gradient: the two-loop recursion."""
