@@ -21,7 +21,7 @@ from natwise.core.random import Streams
 
 N_BOOTSTRAP = 300
 N_THRESHOLDS = 200
-MIN_RECALL = 0.4  # thresholds with less rest on few rows, and the smallest of many noisy ratios is too small
+MIN_RECALL = 0.25  # thresholds with less rest on few rows, and the smallest of many noisy ratios is too small
 
 
 @dataclass(frozen=True, eq=False)
