@@ -29,7 +29,10 @@ def copy_pages(app: object) -> None:
     for card in registry.cards():
         if card.folder is None:
             continue
+        for picture in card.folder.glob("*.svg"):
+            shutil.copy(picture, methods / f"{card.key}.{picture.name}")
         page = (card.folder / "page.md").read_text("utf-8")
+        page = page.replace("](picture.svg)", f"]({card.key}.picture.svg)")
         names = f"\n## Public names\n\n```{{eval-rst}}\n.. automodule:: natwise.{card.key}\n```\n"
         (methods / f"{card.key}.md").write_text(page + names, "utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +19,10 @@ def check_budget(n_points: int, n_samples: int, n_hypotheses: int, budget: int) 
     """Raise `ValueError` when the table of all (training set, hypothesis) pairs would exceed the budget."""
     entries = n_points**n_samples * n_hypotheses
     if entries > budget:
+        needed = f"= {entries:,}" if entries < 10**15 else f"= about 1e{math.log10(entries):.0f}"
         raise ValueError(
-            f"budget must cover all training sets and hypotheses: {n_points} ** {n_samples} * {n_hypotheses:,} = "
-            f"{entries:,} numbers of 8 bytes, got {budget:,}"
+            f"budget must cover all training sets and hypotheses: {n_points} ** {n_samples} * {n_hypotheses} {needed} "
+            f"numbers of 8 bytes, got {budget:,}"
         )
 
 

@@ -212,7 +212,7 @@ class FiniteLearningProblem:
         return self.single_draw_bound(delta, constant)
 
     def bounds(self, delta: float = 0.05) -> Result:
-        """Return the measured gaps beside every bound.
+        r"""Return the measured gaps beside every bound.
 
         Parameters
         ----------
@@ -222,7 +222,7 @@ class FiniteLearningProblem:
         Returns
         -------
         Result
-            Scalars ``E_gap, E_absgap, E_gap2``; bounds on \\|E gap\\|: ``samplewise, full_sample``; on E gap²:
+            Scalars ``E_gap, E_absgap, E_gap2``; bounds on \|E gap\|: ``samplewise, full_sample``; on E gap²:
             ``pairwise, pairwise_tight, full_sample_squared``; on the gap with probability 1 - delta: ``single_draw,
             pac_bayes``. Arrays ``sample_information`` (n,) and ``pair_information`` (n (n - 1) / 2,), in nats.
         """
