@@ -1,0 +1,508 @@
+"""Samplers of tasks: whole batches drawn at once, from data that stay on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from natwise.core.validation import check_array, check_device, check_integer, check_real, check_same_length
+from natwise.shift.in_context._tasks import Sampler, Tasks, as_tensors, check_features, check_labels, take_rows
+
+Device = str | torch.device
+
+
+class SyntheticSampler:
+    """Gaussian tasks with one true and one spurious direction, drawn anew for every task.
+
+    ``x = label_strength (2 y - 1) u + attribute_strength (2 attribute - 1) v + noise e`` with u, v a uniformly random
+    orthonormal pair, signs included: without the context nobody knows which side is class 1.
+
+    Parameters
+    ----------
+    n_features : int
+        At least 2.
+    n_context, n_queries : int
+        Examples and queries of a task; as many queries as examples by default.
+    label_strength, attribute_strength, noise : float
+        Scales of the three parts.
+    minority, minority_query : float
+        Probability that the attribute differs from the label, in contexts and in queries.
+    device : str or torch.device
+        Where tasks are drawn and stay.
+
+    Examples
+    --------
+    >>> tasks = SyntheticSampler(n_context=4)(3, np.random.default_rng(0))
+    >>> {name: tuple(value.shape) for name, value in tasks.items()}["X"]
+    (3, 4, 8)
+    """
+
+    def __init__(
+        self,
+        n_features: int = 8,
+        *,
+        n_context: int = 16,
+        n_queries: int | None = None,
+        label_strength: float = 1.5,
+        attribute_strength: float = 2.0,
+        noise: float = 0.5,
+        minority: float = 0.1,
+        minority_query: float = 0.5,
+        device: Device = "cpu",
+    ):
+        self.n_features = check_integer("n_features", n_features, minimum=2)
+        self.sizes = _check_sizes(n_context, n_queries)
+        self.scales = [
+            check_real(name, value, minimum=0.0)
+            for name, value in {
+                "label_strength": label_strength,
+                "attribute_strength": attribute_strength,
+                "noise": noise,
+            }.items()
+        ]
+        self.minorities = _check_minorities(minority, minority_query)
+        self.device = check_device("device", device)
+
+    def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
+        """Return `n_tasks` tasks."""
+        generator = _generator(rng, self.device)
+        u, v = _orthonormal_pair(n_tasks, self.n_features, generator)
+        label_strength, attribute_strength, noise = self.scales
+        tasks = {}
+        for end, n, minority in zip(("", "_query"), self.sizes, self.minorities, strict=True):
+            y = torch.randint(2, (n_tasks, n), generator=generator, device=self.device)
+            attribute = _differ(y, minority, generator)
+            e = torch.randn(n_tasks, n, self.n_features, generator=generator, device=self.device)
+            tasks[f"X{end}"] = label_strength * _signed(y) * u + attribute_strength * _signed(attribute) * v + noise * e
+            tasks[f"y{end}"], tasks[f"attribute{end}"] = y, attribute
+        return tasks
+
+
+class SingleTaskSampler:
+    """Contexts and queries of one data set with labels and attributes, in given shares of its four groups.
+
+    Group 2 y + attribute. Of n examples ``floor(n share)`` come from each group, the rest of the groups is drawn from
+    the shares. The context is drawn without replacement; queries with replacement, from `query_data`, or from the same
+    data without the task's context.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Embeddings.
+    y, attribute : array-like of shape (n_samples,)
+        Labels and spurious labels, 0 or 1.
+    n_context, n_queries : int
+        Examples and queries of a task; as many queries as examples by default.
+    context_shares, query_shares : sequence of 4 float
+        Shares of the groups; they sum to 1.
+    query_data : tuple (X, y, attribute), optional
+        Where queries come from.
+    device : str or torch.device
+        Where the data are kept and tasks are drawn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong data; when a group may be asked for more examples than it has.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any,
+        attribute: Any,
+        *,
+        n_context: int = 100,
+        n_queries: int | None = None,
+        context_shares: Sequence[float] = (0.45, 0.05, 0.05, 0.45),
+        query_shares: Sequence[float] = (0.25, 0.25, 0.25, 0.25),
+        query_data: tuple[Any, Any, Any] | None = None,
+        device: Device = "cpu",
+    ):
+        self.device = check_device("device", device)
+        self.sizes = _check_sizes(n_context, n_queries)
+        self.shares = [
+            _check_shares(name, shares, self.device)
+            for name, shares in {"context_shares": context_shares, "query_shares": query_shares}.items()
+        ]
+        self.X, members, self.counts = _groups(("X", "y", "attribute"), (X, y, attribute), self.device)
+        self.members = [members, members]
+        self.X_query, self.query_counts, self.own_queries = self.X, self.counts, query_data is not None
+        if query_data is not None:
+            if not isinstance(query_data, tuple) or len(query_data) != 3:
+                raise TypeError("query_data must be a tuple (X, y, attribute)")
+            names = ("query_data X", "query_data y", "query_data attribute")
+            self.X_query, self.members[1], self.query_counts = _groups(names, query_data, self.device)
+            if self.X_query.shape[1] != self.X.shape[1]:
+                raise ValueError(f"query_data must have {self.X.shape[1]} features, got {self.X_query.shape[1]}")
+        self._check_groups()
+
+    def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
+        """Return `n_tasks` tasks."""
+        generator = _generator(rng, self.device)
+        group, group_query = (
+            _allot(n_tasks, n, shares, generator) for n, shares in zip(self.sizes, self.shares, strict=True)
+        )
+        available = self.counts.expand(n_tasks, 4)
+        chosen = _distinct(available, _most_common(group), generator)
+        context = _pick(chosen, group)
+        if self.own_queries:
+            query = _uniform(self.query_counts[group_query], generator)
+        else:
+            query = _outside(chosen, _count(group, 4), available, group_query, generator)
+        rows, rows_query = self.members[0][group, context], self.members[1][group_query, query]
+        return {
+            "X": self.X[rows],
+            "y": group // 2,
+            "attribute": group % 2,
+            "X_query": self.X_query[rows_query],
+            "y_query": group_query // 2,
+            "attribute_query": group_query % 2,
+        }
+
+    def _check_groups(self) -> None:
+        n = self.sizes[0]
+        for g, share in enumerate(self.shares[0].tolist()):
+            most = _guaranteed(n, share) + (n - sum(_guaranteed(n, s) for s in self.shares[0].tolist())) * (share > 0)
+            needed = most + (not self.own_queries and self.shares[1][g] > 0)
+            if self.counts[g] < needed:
+                raise ValueError(f"X must have at least {needed} samples of group {g}, got {int(self.counts[g])}")
+            if self.own_queries and self.shares[1][g] > 0 and self.query_counts[g] == 0:
+                raise ValueError(f"query_data must have a sample of group {g}, got none")
+
+
+class CategoryPairSampler:
+    """Tasks of telling two categories apart: a random pair of many, with labels 0 and 1 in random order.
+
+    Half of the examples are of either category, without replacement; queries likewise, with replacement, from the
+    images that are not in the context. The attribute is drawn; it does not act on X: see `SpuriousVectorSampler`
+    and `SwapSampler`.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Embeddings.
+    category : array-like of shape (n_samples,)
+        Category of each sample; any integers.
+    n_context, n_queries : int
+        Even numbers; as many queries as examples by default.
+    minority, minority_query : float
+        Probability that the attribute differs from the label, in contexts and in queries.
+    device : str or torch.device
+        Where the data are kept and tasks are drawn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong data; for fewer than two categories, or one with fewer than ``n_context / 2 + 1`` samples.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        category: Any,
+        *,
+        n_context: int = 100,
+        n_queries: int | None = None,
+        minority: float = 0.1,
+        minority_query: float = 0.5,
+        device: Device = "cpu",
+    ):
+        self.device = check_device("device", device)
+        self.sizes = _check_sizes(n_context, n_queries)
+        for name, size in zip(("n_context", "n_queries"), self.sizes, strict=True):
+            if size % 2:
+                raise ValueError(f"{name} must be even, got {size}")
+        self.minorities = _check_minorities(minority, minority_query)
+        features = check_features("X", X, ("n_samples", "n_features"))
+        categories = check_array("category", category, shape=("n_samples",), dtype=np.int64)
+        check_same_length(X=features, category=categories)
+        names, numbers = np.unique(categories, return_inverse=True)
+        if len(names) < 2:
+            raise ValueError(f"category must hold at least two categories, got {len(names)}")
+        self.X = torch.from_numpy(features).to(self.device)
+        self.members, self.counts = _members(numbers, len(names), self.device)
+        if self.counts.min() <= self.sizes[0] // 2:
+            rare = names[int(self.counts.argmin())]
+            needed = self.sizes[0] // 2 + 1
+            raise ValueError(
+                f"category must have at least {needed} samples of each, got {int(self.counts.min())} of {rare}"
+            )
+
+    def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
+        """Return `n_tasks` tasks."""
+        generator = _generator(rng, self.device)
+        pair = _distinct(torch.full((n_tasks, 1), len(self.counts), device=self.device), 2, generator)[:, 0]
+        y, y_query = (_balanced(n_tasks, n, generator) for n in self.sizes)
+        available = self.counts[pair]
+        chosen = _distinct(available, self.sizes[0] // 2, generator)
+        context = _pick(chosen, y)
+        query = _outside(chosen, _count(y, 2), available, y_query, generator)
+        rows, rows_query = self.members[pair.gather(1, y), context], self.members[pair.gather(1, y_query), query]
+        minority, minority_query = self.minorities
+        return {
+            "X": self.X[rows],
+            "y": y,
+            "attribute": _differ(y, minority, generator),
+            "X_query": self.X[rows_query],
+            "y_query": y_query,
+            "attribute_query": _differ(y_query, minority_query, generator),
+        }
+
+
+class SpuriousVectorSampler:
+    """Another sampler's tasks with ``(2 attribute - 1) v`` added to context and queries.
+
+    Parameters
+    ----------
+    sampler : callable
+        Gives the tasks.
+    norm : float, optional
+        Length of v, a random Gaussian direction drawn anew for every task. Default: the mean norm of the context's
+        examples in the batch.
+    vector : array-like of shape (n_features,), optional
+        The same v in all tasks.
+    """
+
+    def __init__(self, sampler: Sampler, *, norm: float | None = None, vector: Any = None):
+        if norm is not None and vector is not None:
+            raise ValueError("norm must be None when vector is given")
+        self.sampler = _check_sampler(sampler)
+        self.norm = None if norm is None else check_real("norm", norm, minimum=0.0)
+        self.vector = None if vector is None else check_features("vector", vector, ("n_features",))
+
+    def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
+        """Return `n_tasks` tasks."""
+        tasks = as_tensors(self.sampler(n_tasks, rng))
+        X = tasks["X"]
+        if self.vector is not None:
+            check_same_length(vector=self.vector, features=X[0, 0])
+            v = torch.from_numpy(self.vector).to(X.device)
+        else:
+            v = torch.randn(n_tasks, 1, X.shape[2], generator=_generator(rng, X.device), device=X.device)
+            norm = X.norm(dim=-1).mean() if self.norm is None else self.norm
+            v = v * (norm / v.norm(dim=-1, keepdim=True))
+        for end in ("", "_query"):
+            tasks[f"X{end}"] = tasks[f"X{end}"] + _signed(tasks[f"attribute{end}"]) * v
+        return tasks
+
+
+class SwapSampler:
+    """Another sampler's tasks in which some coordinates become the spurious feature.
+
+    The attribute equals the label at first. Then, in each task, some examples of class 0 exchange a random set of
+    coordinates, and with them the attribute, with as many of class 1: what these coordinates say of the class is
+    wrong for the minority.
+
+    Parameters
+    ----------
+    sampler : callable
+        Gives the tasks; with at least as many examples of either class as are exchanged.
+    n_coordinates : tuple of 2 int
+        Least and largest number of coordinates that are exchanged; drawn anew for every task.
+    minority, minority_query : float
+        Share of either class that is exchanged: ``floor(minority n / 2)`` examples of either.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        n_coordinates: tuple[int, int] = (50, 99),
+        minority: float = 0.1,
+        minority_query: float = 0.5,
+    ):
+        self.sampler = _check_sampler(sampler)
+        if not isinstance(n_coordinates, tuple) or len(n_coordinates) != 2:
+            raise TypeError("n_coordinates must be a tuple of the least and the largest number")
+        low = check_integer("n_coordinates", n_coordinates[0], minimum=1)
+        self.n_coordinates = (low, check_integer("n_coordinates", n_coordinates[1], minimum=low))
+        self.minorities = _check_minorities(minority, minority_query)
+
+    def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
+        """Return `n_tasks` tasks."""
+        tasks = as_tensors(self.sampler(n_tasks, rng))
+        device, width = tasks["X"].device, tasks["X"].shape[2]
+        low, high = self.n_coordinates
+        if high > width:
+            raise ValueError(f"n_coordinates must be at most the number of features, {width}, got {high}")
+        generator = _generator(rng, device)
+        k = torch.randint(low, high + 1, (n_tasks, 1, 1), generator=generator, device=device)
+        ranks = torch.rand(n_tasks, 1, width, generator=generator, device=device).argsort(-1).argsort(-1)
+        for end, minority in zip(("", "_query"), self.minorities, strict=True):
+            m = int(minority * tasks[f"y{end}"].shape[1] / 2 + 1e-9)
+            X, y = tasks[f"X{end}"], tasks[f"y{end}"]
+            tasks[f"X{end}"], tasks[f"attribute{end}"] = _exchange(X, y, m, ranks < k, generator)
+        return tasks
+
+
+def _exchange(
+    X: torch.Tensor, y: torch.Tensor, m: int, coordinates: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exchange the coordinates of m random examples of class 0 with m of class 1; return X and the attributes."""
+    if min(int((y == label).sum(dim=1).min()) for label in (0, 1)) < m:
+        raise ValueError(f"sampler must give at least {m} examples of either class in every task")
+    keys = torch.rand(y.shape, generator=generator, device=y.device)
+    first, second = (keys.masked_fill(y != label, -1).topk(m, dim=1).indices for label in (0, 1))
+    ours, theirs = torch.cat([first, second], dim=1), torch.cat([second, first], dim=1)
+    X, attribute = X.clone(), y.clone()
+    tasks = torch.arange(len(X), device=X.device)[:, None]
+    X[tasks, ours] = torch.where(coordinates, take_rows(X, theirs), take_rows(X, ours))
+    attribute[tasks, ours] = 1 - attribute[tasks, ours]
+    return X, attribute
+
+
+# draws of whole batches
+
+
+def _generator(rng: Any, device: torch.device) -> torch.Generator:
+    """Return a torch generator on the device that is seeded by one draw from the NumPy generator."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
+    return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
+
+
+def _uniform(sizes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return an integer in [0, size) for each entry of `sizes`; in float64, whose rounding is of no concern."""
+    draws = torch.rand(sizes.shape, generator=generator, device=sizes.device, dtype=torch.float64)
+    return (draws * sizes).long()
+
+
+def _distinct(sizes: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
+    """Return k distinct integers in [0, size) for each entry of `sizes` (..., ), in random order, (..., k).
+
+    Floyd's algorithm on all entries at once: k steps, however large the sizes. An entry smaller than k is filled up
+    with numbers that mean nothing.
+    """
+    chosen = sizes.new_full((*sizes.shape, k), -1)
+    for i in range(k):
+        last = (sizes - k + i).clamp(min=0)
+        draw = _uniform(last + 1, generator)
+        taken = (chosen[..., :i] == draw[..., None]).any(dim=-1)
+        chosen[..., i] = torch.where(taken, last, draw)
+    order = torch.rand(chosen.shape, generator=generator, device=chosen.device).argsort(dim=-1)
+    return chosen.gather(-1, order)
+
+
+def _pick(chosen: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Return for each place its group's next unused entry of `chosen` (n_tasks, n_groups, k): (n_tasks, n)."""
+    one_hot = torch.nn.functional.one_hot(group, chosen.shape[1])
+    rank = (one_hot.cumsum(dim=1) - one_hot).gather(2, group[..., None])[..., 0]
+    return chosen[torch.arange(len(group), device=group.device)[:, None], group, rank]
+
+
+def _outside(
+    chosen: torch.Tensor, used: torch.Tensor, sizes: torch.Tensor, group: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Return for each place a random member of its group that is not among the first `used` of `chosen`.
+
+    The r-th number that is left out of a sorted list s is r + #{j : s_j - j <= r}.
+    """
+    k = chosen.shape[2]
+    unused = torch.arange(k, device=chosen.device) >= used[..., None]
+    gaps = chosen.masked_fill(unused, torch.iinfo(torch.int64).max // 2).sort(dim=-1).values
+    gaps = gaps - torch.arange(k, device=chosen.device)
+    draw = _uniform((sizes - used).gather(1, group), generator)
+    return draw + (take_rows(gaps, group) <= draw[..., None]).sum(dim=-1)
+
+
+def _allot(n_tasks: int, n: int, shares: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return groups (n_tasks, n) in random order: ``floor(n share)`` of each, the rest drawn from the shares."""
+    fixed = [g for g, share in enumerate(shares.tolist()) for _ in range(_guaranteed(n, share))]
+    groups = torch.tensor(fixed, dtype=torch.int64, device=shares.device).expand(n_tasks, -1)
+    if len(fixed) < n:
+        rest = torch.multinomial(shares, n_tasks * (n - len(fixed)), replacement=True, generator=generator)
+        groups = torch.cat([groups, rest.view(n_tasks, -1)], dim=1)
+    return _shuffle(groups, generator)
+
+
+def _guaranteed(n: int, share: float) -> int:
+    return math.floor(n * share + 1e-9)  # 100 x 0.29 is 28.999...
+
+
+def _balanced(n_tasks: int, n: int, generator: torch.Generator) -> torch.Tensor:
+    """Return labels (n_tasks, n), as many 0 as 1, in random order."""
+    labels = torch.arange(n, device=generator.device) % 2
+    return _shuffle(labels.expand(n_tasks, -1), generator)
+
+
+def _shuffle(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return values.gather(1, torch.rand(values.shape, generator=generator, device=values.device).argsort(dim=1))
+
+
+def _differ(y: torch.Tensor, minority: float, generator: torch.Generator) -> torch.Tensor:
+    """Return y, each entry exchanged with probability `minority`."""
+    exchanged = torch.rand(y.shape, generator=generator, device=y.device) < minority
+    return torch.where(exchanged, 1 - y, y)
+
+
+def _orthonormal_pair(n_tasks: int, width: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two random orthonormal directions per task, each (n_tasks, 1, width).
+
+    Normalised Gaussians, made orthogonal: uniform, signs included. The signs of a QR decomposition are not random.
+    """
+    u, v = torch.randn(2, n_tasks, 1, width, generator=generator, device=generator.device)
+    u = u / u.norm(dim=-1, keepdim=True)
+    v = v - (v * u).sum(dim=-1, keepdim=True) * u
+    return u, v / v.norm(dim=-1, keepdim=True)
+
+
+def _signed(binary: torch.Tensor) -> torch.Tensor:
+    return (2.0 * binary - 1.0)[..., None]
+
+
+def _count(group: torch.Tensor, n_groups: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(group, n_groups).sum(dim=1)
+
+
+def _most_common(group: torch.Tensor) -> int:
+    return int(_count(group, 4).max())
+
+
+# checks
+
+
+def _check_sampler(sampler: Any) -> Sampler:
+    if not callable(sampler):
+        raise TypeError(f"sampler must be callable, got {type(sampler).__name__}")
+    return sampler  # type: ignore[no-any-return]
+
+
+def _check_sizes(n_context: Any, n_queries: Any) -> tuple[int, int]:
+    n = check_integer("n_context", n_context, minimum=2)
+    return n, n if n_queries is None else check_integer("n_queries", n_queries, minimum=1)
+
+
+def _check_minorities(minority: Any, minority_query: Any) -> tuple[float, float]:
+    return (
+        check_real("minority", minority, minimum=0.0, maximum=1.0),
+        check_real("minority_query", minority_query, minimum=0.0, maximum=1.0),
+    )
+
+
+def _check_shares(name: str, shares: Any, device: torch.device) -> torch.Tensor:
+    values = check_array(name, shares, shape=(4,), dtype=np.float64)
+    if (values < 0).any() or abs(values.sum() - 1) > 1e-3:
+        raise ValueError(f"{name} must be non-negative and sum to 1, got {values.tolist()}")
+    return torch.from_numpy(values / values.sum()).to(device)
+
+
+def _groups(
+    names: Sequence[str], data: tuple[Any, Any, Any], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return X on the device, the rows of each group, padded (4, n), and their numbers (4,)."""
+    X = check_features(names[0], data[0], ("n_samples", "n_features"))
+    y, attribute = (check_labels(name, value, (len(X),)) for name, value in zip(names[1:], data[1:], strict=True))
+    return torch.from_numpy(X).to(device), *_members(2 * y + attribute, 4, device)
+
+
+def _members(group: np.ndarray, n_groups: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of each group, padded with 0 to the largest, (n_groups, n), and their numbers (n_groups,)."""
+    counts = np.bincount(group, minlength=n_groups)
+    table = np.zeros((n_groups, counts.max()), dtype=np.int64)
+    table[np.arange(counts.max()) < counts[:, None]] = np.argsort(group, kind="stable")
+    return torch.from_numpy(table).to(device), torch.from_numpy(counts).to(device)
