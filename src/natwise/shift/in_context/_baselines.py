@@ -89,12 +89,13 @@ def context_baseline(
     objective = _Objective(method, torch.from_numpy(group).to(place), step_size)
     weight, bias = _start(initial, n_tasks, n_features, place)
     optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate, weight_decay=weight_decay)
-    for _ in range(max_epochs):
-        optimizer.zero_grad()
-        logits = torch.einsum("tnd,td->tn", x, weight) + bias
-        losses = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-        objective(losses).backward()
-        optimizer.step()
+    with torch.enable_grad():
+        for _ in range(max_epochs):
+            optimizer.zero_grad()
+            logits = torch.einsum("tnd,td->tn", x, weight) + bias
+            losses = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+            objective(losses).backward()
+            optimizer.step()
     with torch.no_grad():
         logits = torch.einsum("tnd,td->tn", q, weight) + bias
     return logits.double().sigmoid().cpu().numpy()

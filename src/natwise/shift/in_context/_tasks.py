@@ -113,10 +113,12 @@ def in_context_metrics(scores: Any, tasks: Mapping[str, Any]) -> dict[str, float
         check_real("scores", value, minimum=0, maximum=1)
     if missing := [name for name in (*CONTEXT[1:], *QUERY[1:]) if name not in tasks]:
         raise ValueError(f"tasks must hold y, attribute, y_query, attribute_query; got none for {shorten(missing)}")
-    y_query = check_labels("y_query", tasks["y_query"], values.shape)
-    query_group = 2 * y_query + check_labels("attribute_query", tasks["attribute_query"], values.shape)
-    y = check_labels("y", tasks["y"], (len(values), "n_context"))
-    group = 2 * y + check_labels("attribute", tasks["attribute"], y.shape)
+    y_query = check_labels("y_query of tasks", tasks["y_query"], ("n_tasks", "n_queries"))
+    if values.shape != y_query.shape:
+        raise ValueError(f"scores must have the shape of y_query, {y_query.shape}, got {values.shape}")
+    query_group = 2 * y_query + check_labels("attribute_query of tasks", tasks["attribute_query"], y_query.shape)
+    y = check_labels("y of tasks", tasks["y"], (len(y_query), "n_context"))
+    group = 2 * y + check_labels("attribute of tasks", tasks["attribute"], y.shape)
     counts = np.stack([(group == g).sum(axis=1) for g in range(4)], axis=1)
     correct = (values > 0.5) == y_query
     found = {"accuracy": float(correct.mean())}

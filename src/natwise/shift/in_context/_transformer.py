@@ -103,12 +103,13 @@ class InContextTransformer(nn.Module):
         if weights:
             raise ValueError(f"state_dict must hold the original's names alone, got {shorten(sorted(weights))}")
         d_model = len(ours["norm.weight"])
-        model = cls(d_model, len(layers), d_model, n_head, rotary_dim=rotary_dim, n_positions=n_positions)
+        with torch.device("meta"):  # draws nothing
+            model = cls(d_model, len(layers), d_model, n_head, rotary_dim=rotary_dim, n_positions=n_positions)
         try:
-            model.load_state_dict(ours)
+            model.load_state_dict({name: weight.clone() for name, weight in ours.items()}, assign=True)
         except RuntimeError as error:
             raise ValueError(f"state_dict must fit together: {' '.join(str(error).split())}") from None
-        return model.to(ours["norm.weight"].dtype).eval()
+        return model.eval()
 
     def forward(self, tokens: torch.Tensor, query_positions: torch.Tensor) -> torch.Tensor:
         """Return the logits of the queries, after the definition: one pass over the whole sequence.
