@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from natwise.core.random import Streams
 from natwise.datasets.encoding import Encoded
 from natwise.datasets.tables import Table
+from natwise.result import Result
 
 if TYPE_CHECKING:
     from natwise.audit.network import Network
@@ -38,6 +39,8 @@ class Context:
         The accuracy the user aims for.
     network : Network, optional
         A wide network linearised on rows of the table; None when there was no time for it.
+    answered : dict
+        The answers so far, by the name of their question, for later ones to build on.
     """
 
     table: Table
@@ -45,6 +48,7 @@ class Context:
     streams: Streams
     target: float | None = None
     network: Network | None = None
+    answered: dict[str, Result] = field(default_factory=dict)
 
     @cached_property
     def row_hashes(self) -> np.ndarray:

@@ -81,6 +81,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
         params={
             "classes": table.classes,
             "model": " + ".join(fitted.choice.names),
+            "models": fitted.choice.names,
             "log_losses": fitted.choice.losses,
             "pilot_rows": fitted.choice.rows,
             "information_weight": fitted.weight,

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from natwise.audit import data_card, data_requirements, label_issues, latent_factors, sample_information
+from natwise.audit import (
+    data_card,
+    data_requirements,
+    label_issues,
+    label_memory,
+    latent_factors,
+    sample_information,
+)
 from natwise.audit.context import Context, Deadline, Unanswered
 from natwise.result import Result
 
@@ -19,6 +26,7 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
     "data_requirements": ("How much more data", data_requirements.answer, 4.0),
+    "label_memory": ("What the labels teach", label_memory.answer, 2.0),
     "data_card": ("Data card", data_card.answer, 1.0),
     "latent_factors": ("Latent factors of the features", latent_factors.answer, 2.0),
 }
@@ -33,7 +41,9 @@ def answers(context: Context, deadline: Deadline, *, progress: bool = False) -> 
     console = Console(stderr=True)
     names = track(list(QUESTIONS), "auditing", console=console, disable=not (progress and console.is_terminal))
     for i, name in enumerate(names):
-        yield _respond(name, context, deadline.share(weights[i] / sum(weights[i:])))
+        result = _respond(name, context, deadline.share(weights[i] / sum(weights[i:])))
+        context.answered[name] = result
+        yield result
 
 
 def _respond(name: str, context: Context, deadline: Deadline) -> Result:

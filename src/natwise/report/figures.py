@@ -94,6 +94,23 @@ def learning_curve(answer: Result) -> tuple[Figure, str]:
     return figure, words
 
 
+def complexity_against_shuffles(answer: Result) -> tuple[Figure, str]:
+    """Return the complexity of the given labels beside that of shuffled ones, and with the review's corrections."""
+    shuffled, given = answer.arrays["shuffled_complexity"], answer.scalars["complexity"]
+    rows = {"shuffled": (shuffled, INK), "as given": (np.array([given]), ACCENT)}
+    if "reviewed_complexity" in answer.scalars:
+        rows["after the review"] = (np.array([answer.scalars["reviewed_complexity"]]), SECOND)
+    figure, axes = _axes(5.4, 0.35 + 0.32 * len(rows))
+    for place, (values, colour) in enumerate(rows.values()):
+        axes.plot(values, np.full(len(values), -place), linestyle="", marker="o", markersize=6, alpha=0.7, color=colour)
+    axes.set_yticks([-place for place in range(len(rows))], list(rows))
+    axes.set(xlim=(0, 1.08 * max(shuffled.max(), given)), ylim=(0.6 - len(rows), 0.6), xlabel="supervision complexity")
+    return (
+        figure,
+        f"Complexity of the labels as given: {given:.3g}; of shuffled ones: {shuffled.mean():.3g} on average.",
+    )
+
+
 def _pixel_maps(answer: Result) -> tuple[Figure, str]:
     information = answer.arrays["mutual_information"]
     height, width, *channels = answer.params["image_shape"]
