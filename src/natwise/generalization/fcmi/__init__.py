@@ -1,5 +1,6 @@
 """Bounds on the generalisation gap of any training recipe from what its predictions say about the training set."""
 
+from ._batched import BatchedTrainer
 from ._bounds import (
     binary_kl_bound,
     ensemble_bound,
@@ -14,6 +15,8 @@ from ._bounds import (
     variance_bound,
 )
 from ._divergences import f_information, f_information_bounds
+from ._experiment import run_supersample_experiment
+from ._langevin import SGLD
 from ._runs import SupersampleRuns, sample_supersample
 from ._theory import (
     mcallester_bound,
@@ -26,6 +29,8 @@ from ._theory import (
 )
 
 __all__ = [
+    "SGLD",
+    "BatchedTrainer",
     "SupersampleRuns",
     "binary_kl_bound",
     "ensemble_bound",
@@ -40,6 +45,7 @@ __all__ = [
     "mcallester_bound",
     "pac_bayes_kl_bound",
     "pair_squared_bound",
+    "run_supersample_experiment",
     "sample_supersample",
     "sgld_bound",
     "single_loss_bound",

@@ -14,8 +14,9 @@ DIVERGENCES = ("mi", "chi2", "hellinger", "jsd", "tv")
 def f_information(counts: ArrayLike) -> dict[str, np.ndarray]:
     """Return five divergences between joint and product distribution of each table, over all cells.
 
-    Cells that hold no sample have P = 0 but Q > 0 and contribute Q to chi2, Hellinger and total variation and Q log 2 to
-    Jensen-Shannon. The original code leaves them out, which only KL allows: its Hellinger bound falls below the true gap.
+    Cells that hold no sample have P = 0 but Q > 0 and contribute Q to chi2, Hellinger and total variation and
+    Q log 2 to Jensen-Shannon. The original code leaves them out, which only KL allows: its Hellinger bound can fall
+    below the true gap.
 
     Parameters
     ----------

@@ -51,7 +51,8 @@ def bootstrap(runs: SupersampleRuns, n_resamples: int, streams: Streams, estimat
         rows = rng.integers(runs.n_splits, size=runs.n_splits)
         losses = None if runs.losses is None else runs.losses[:, rows]
         draws.append(_means(runs._with(runs.S[:, rows], runs.predictions[:, rows], losses), estimator))
-    arrays, scalars = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, float] = {}
     for name, value in measured.items():
         if any(name not in draw for draw in draws):
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from functools import cached_property
 
@@ -111,7 +110,7 @@ class SupersampleRuns:
         self.S, self.predictions, self.y = (array.reshape(lead + array.shape) for array in (S, predictions, y))
         self.losses = None if given is None else given.reshape(lead + given.shape)
         self.n_supersamples, self.n_splits, self.n = self.S.shape
-        self.n_constant = int((self.S == self.S[:, :1]).all(axis=1).sum())
+        self.n_constant = int((self.S[:, :1] == self.S).all(axis=1).sum())
         if self.n_constant:
             warnings.warn(self._constant_words(), UserWarning, stacklevel=2)
 
@@ -247,7 +246,8 @@ class SupersampleRuns:
             bounds on the TEST error ``kl``, ``kl_ecmi``, ``linear``, ``linear_ecmi``, and ``interpolation`` and
             ``interpolation_single``, which hold without training errors only;
 
-            ``tightest``, the least bound on the gap, bounds on the test error less the training error among them.
+            ``tightest``, the least bound on the gap, bounds on the test error less the training error among them. A
+            single loss and pooled supersamples bound the mean over supersamples only and do not take part.
             ``params["reading"]`` is "guarantee" or "estimate", ``params["tightest"]`` names the least bound and
             ``params["bounds_on"]`` says of each what it bounds. Arrays ``information_<target>`` per pair, in nats.
         """
@@ -348,8 +348,8 @@ class SupersampleRuns:
     def _codes(self, target: str) -> np.ndarray:
         """Return the outputs on each pair as whole numbers, shape (n_supersamples, n_splits, n)."""
         if target == "prediction":
-            n_classes = int(self.predictions.max()) + 1
-            return n_classes * self.predictions[..., 0] + self.predictions[..., 1]
+            classes = self.predictions - self.predictions.min()
+            return (int(classes.max()) + 1) * classes[..., 0] + classes[..., 1]
         if target == "loss_difference":
             return _whole(self._losses[..., 1] - self._losses[..., 0])
         losses = _whole(self._losses)
@@ -408,18 +408,16 @@ def _check_splits(S: ArrayLike) -> np.ndarray:
 
 
 def _check_predictions(predictions: ArrayLike, splits: tuple[int, ...]) -> np.ndarray:
-    raw = check_array("predictions", predictions, shape=None, dtype=None)
+    raw = check_array("predictions", predictions)
     if raw.shape[:-1] == (*splits, 2):
         raise ValueError(f"predictions must be classes, got scores of shape {raw.shape}: use from_scores")
     raw = check_array("predictions", predictions, shape=(*splits, 2))
     if (raw != np.floor(raw)).any():
         wrong = raw[raw != np.floor(raw)][0]
         raise ValueError(f"predictions must be classes, whole numbers, got {wrong}: scores go through from_scores")
-    codes = check_array("predictions", predictions, dtype=np.int64)
-    codes = codes - codes.min()
-    if codes.max() >= MAX_CLASSES:
-        raise ValueError(f"predictions must span fewer than {MAX_CLASSES} classes, got {codes.max() + 1}")
-    return codes
+    if float(raw.max()) - float(raw.min()) >= MAX_CLASSES:
+        raise ValueError(f"predictions must span fewer than {MAX_CLASSES} classes, got {raw.min()} to {raw.max()}")
+    return check_array("predictions", predictions, dtype=np.int64)
 
 
 def _check_labels(y: ArrayLike, splits: tuple[int, ...]) -> np.ndarray:
