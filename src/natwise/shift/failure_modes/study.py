@@ -1,0 +1,270 @@
+"""Re-measure the claims: four drawn causes, heart disease by hospital, coloured digits with ERM and IRM."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from natwise.core.io import load_npz
+from natwise.core.random import Streams
+from natwise.core.validation import check_option
+from natwise.datasets import local
+from natwise.result import Result, provenance
+from natwise.shift.failure_modes import DomainGeneralizer, FailureModes
+from natwise.shift.failure_modes._plot import LABELS, stacked, steps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KIND = "shift.failure_modes"
+HEART, MNIST = "tabular/heart_disease_4hospitals.npz", "images/mnist.npz"
+UNUSABLE = ("slope", "ca", "thal", "chol")  # missing, or all zero, in some hospitals
+HEART_REFERENCE = {  # e'_0 to e'_3 with scikit-learn's logistic regression in five folds
+    "cleveland": [0.1945, 0.2079, 0.2013, 0.2145],
+    "hungarian": [0.2141, 0.1701, 0.1803, 0.1939],
+    "switzerland": [0.2008, 0.0813, 0.2033, 0.2927],
+    "va": [0.2000, 0.2450, 0.2100, 0.2050],
+}
+CAUSES = ("classes mixed everywhere", "classes mixed in the test domain", "labels turned round", "a shortcut was taken")
+FLIPS = (0.1, 0.2, 0.3, 0.9)  # how often colour and label disagree: three training domains, the test domain
+LABEL_NOISE = 0.25
+FULL_METHODS: dict[str, dict[str, Any]] = {
+    "erm": {},
+    "irm": {"weight": 1e4, "irm_estimator": "full"},
+    "vrex": {"weight": 1e3},
+    "coral": {},
+    "mmd": {},
+    "dann": {},
+    "group_dro": {},
+}
+DataDir = str | os.PathLike[str] | None
+Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
+
+
+def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
+    """Measure one claim of the card.
+
+    Parameters
+    ----------
+    claim : str
+        Its id on the card.
+    scale : {"ci", "small", "paper"}
+        "paper" uses all of MNIST.
+    seed : int
+        Seeds data, training and folds.
+    data_dir : path, optional
+        Folder of local data. Default: ``$NATWISE_DATA``.
+    device : str
+        Where networks are trained and probes fitted.
+
+    Returns
+    -------
+    Result
+        Arrays ``parts``, ``se`` and ``cumulative`` (cases, 4), ``distinguishability`` (cases, 3); the claim's
+        metric and every case's numbers as scalars; the cases' names in params.
+    """
+    check_option("claim", claim, list(_CLAIMS))
+    with provenance(seed=seed, device=device) as record:
+        arrays, scalars, params = _CLAIMS[claim](seed, data_dir, device)
+    return Result(
+        f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params={**params, "scale": scale}, provenance=record
+    )
+
+
+def _collect(found: dict[str, FailureModes], metrics: dict[str, float], params: dict[str, Any]) -> Found:
+    """Return arrays, scalars and params of several diagnoses."""
+    names = {"parts": "parts_", "se": "se_", "cumulative": "cumulative_", "distinguishability": "distinguishability_"}
+    arrays = {key: np.stack([getattr(modes, name) for modes in found.values()]) for key, name in names.items()}
+    scalars = dict(metrics)
+    for case, modes in found.items():
+        scalars |= {f"{case}_e{i}": part for i, part in enumerate(modes.parts_)}
+        scalars |= {f"{case}_d{i}": part for i, part in enumerate(modes.distinguishability_)}
+        scalars |= {f"{case}_majority_error": modes.majority_error_, f"{case}_e0_probe": modes.diagnostics_["e0_probe"]}
+    return arrays, scalars, {"cases": list(found), **params}
+
+
+def _four_causes(seed: int, data_dir: DataDir, device: str) -> Found:
+    rng = Streams(seed).numpy("data")
+    found = {}
+    for i, name in enumerate(CAUSES):
+        X, y, X_id, y_id, X_new, y_new = _drawn(i, rng)
+        head = LogisticRegression(C=0.01).fit(X, y)
+        modes = FailureModes(device=device, random_state=seed)
+        domain = np.arange(len(y)) % 2
+        found[name] = modes.fit(X, y, domain, X_new, y_new, head.predict(X_id), y_id, head.predict(X_new))
+    intended = [modes.parts_[i] for i, modes in enumerate(found.values())]
+    return _collect(found, {"smallest_intended_part": min(intended)}, {"n_train": 800, "n_id": 400, "n_test": 400})
+
+
+def _drawn(cause: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Return training, held-out and test rows (X, y) in the plane, of the training domains' law and the test law."""
+
+    def draw(n: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
+        y = rng.integers(2, size=n)
+        sign, noise = 2.0 * y - 1, rng.normal(size=(n, 2))
+        if cause == 0 or (cause == 1 and test):
+            return noise, y
+        if cause == 3:  # a narrow safe feature, and a wide one that turns round
+            return np.column_stack([sign, (-6 if test else 6) * sign]) + noise * [0.1, 1.0], y
+        return np.column_stack([(-1 if cause == 2 and test else 1) * 4 * sign, np.zeros(n)]) + noise, y
+
+    return (*draw(800, False), *draw(400, False), *draw(400, True))
+
+
+def _heart(seed: int, data_dir: DataDir, device: str) -> Found:
+    data = load_npz(local.find(HEART, data_dir))
+    X = data["X"][:, ~np.isin(data["feature_names"], UNUSABLE)].astype(np.float64)
+    y, domain = data["y"], data["domain"]
+    found, balanced = {}, {}
+    for number, name in enumerate(data["domain_names"].tolist()):
+        new = domain == number
+        prepare = make_pipeline(SimpleImputer(strategy="mean"), StandardScaler()).fit(X[~new])
+        Z, Z_new = prepare.transform(X[~new]), prepare.transform(X[new])
+        folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+        guessed = cross_val_predict(LogisticRegression(), Z, y[~new], cv=folds)
+        head = LogisticRegression().fit(Z, y[~new])
+        given = (Z, y[~new], domain[~new], Z_new, y[new], guessed, y[~new], head.predict(Z_new))
+        found[name] = FailureModes(device=device, random_state=seed).fit(*given, test_domain=number)
+        balanced[name] = FailureModes(metric="balanced_error", distinguishability=False, random_state=seed).fit(*given)
+    expected = np.array([HEART_REFERENCE[name] for name in found])
+    differences = np.abs(np.array([modes.cumulative_ for modes in found.values()]) - expected)
+    metrics = {"largest_deviation": differences.max()}
+    for name, modes in balanced.items():
+        metrics |= {f"{name}_balanced_e{i}": part for i, part in enumerate(modes.parts_)}
+    return _collect(found, metrics, {"reference": HEART_REFERENCE, "left_out_features": UNUSABLE})
+
+
+def _mini_mnist(seed: int, data_dir: DataDir, device: str) -> Found:
+    return _mini_runs(str(local.find(MNIST, data_dir)), seed, device)
+
+
+@functools.lru_cache(maxsize=1)  # two claims read the same runs
+def _mini_runs(path: str, seed: int, device: str) -> Found:
+    methods = {"erm": {}, "irm": {"weight": 1e4, "irm_estimator": "full"}}
+    params = {"n_train": 1750, "n_id": 500, "max_epochs": 100, "anneal_steps": 100, "batch_size": 1500}
+    found, accuracies = {}, {}
+    for name, options in methods.items():
+        found[name], accuracies[f"{name}_train_accuracy"] = _coloured(path, name, options, params, seed, device)
+    return _collect(found, _effect(found) | accuracies, params)
+
+
+def _full_mnist(seed: int, data_dir: DataDir, device: str) -> Found:
+    """Train every method for 1, 3, 9 and 27 epochs (the shorter trainings are beginnings of the longer)."""
+    path = str(local.find(MNIST, data_dir))
+    params: dict[str, Any] = {"n_train": 12_000, "n_id": 3000, "anneal_steps": 100, "batch_size": 1500}
+    lengths = (1, 3, 9, 27)
+    found, accuracies = {}, {}
+    for name, options in FULL_METHODS.items():
+        for max_epochs in lengths:
+            case = f"{name}_{max_epochs}"
+            trained = {**params, "max_epochs": max_epochs}
+            found[case], accuracies[f"{case}_train_accuracy"] = _coloured(path, name, options, trained, seed, device)
+    last = {name: found[f"{name}_{lengths[-1]}"] for name in FULL_METHODS}
+    return _collect(found, _effect(last) | accuracies, {**params, "max_epochs": list(lengths)})
+
+
+def _effect(found: dict[str, FailureModes]) -> dict[str, float]:
+    change = found["irm"].parts_ - found["erm"].parts_
+    return {"noninvariance_cut": -change[3], "underfitting_rise": change[0]}
+
+
+def _coloured(
+    path: str, name: str, options: dict[str, Any], params: dict[str, Any], seed: int, device: str
+) -> tuple[FailureModes, float]:
+    """Train one method on coloured digits; return its diagnosis and its accuracy on the training rows."""
+    from torch import nn
+
+    streams = Streams(seed)
+    train, held, new = _colour_domains(path, params["n_train"], params["n_id"], streams)
+    with streams.torch_global("featurizer"):
+        featurizer = nn.Sequential(nn.Linear(392, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+    model = DomainGeneralizer(
+        name,
+        **options,
+        featurizer=featurizer,
+        selection="last",
+        max_epochs=params["max_epochs"],
+        anneal_steps=params["anneal_steps"],
+        batch_size=params["batch_size"],
+        device=device,
+        random_state=streams.child("training"),
+    ).fit(train[0], train[1], train[2])
+    modes = FailureModes(device=device, random_state=seed).fit(
+        model.transform(train[0]),
+        train[1],
+        train[2],
+        model.transform(new[0]),
+        new[1],
+        model.predict(held[0]),
+        held[1],
+        model.predict(new[0]),
+        test_domain=len(FLIPS) - 1,
+    )
+    return modes, model.score(train[0], train[1])
+
+
+def _colour_domains(path: str, n_train: int, n_id: int, streams: Streams) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Return (X, y, domain) of training, held-out and test rows: 14 x 14 pixels in one of two colour planes."""
+    data, rng = load_npz(path), streams.numpy("colours")
+    rows = rng.permutation(len(data["y_train"]))[: len(FLIPS) * (n_train + n_id)]
+    domain = np.arange(len(rows)) % len(FLIPS)
+    label = (data["y_train"][rows] < 5) ^ (rng.random(len(rows)) < LABEL_NOISE)
+    colour = label ^ (rng.random(len(rows)) < np.array(FLIPS)[domain])
+    planes = np.zeros((len(rows), 2, 14, 14), dtype=np.float32)
+    planes[np.arange(len(rows)), colour.astype(int)] = data["x_train"][rows, ::2, ::2] / np.float32(255)
+    X, y = planes.reshape(len(rows), -1), label.astype(np.int64)
+    new = domain == len(FLIPS) - 1
+    held = ~new & (np.arange(len(rows)) >= len(FLIPS) * n_train)
+    return tuple((X[chosen], y[chosen], domain[chosen]) for chosen in (~new & ~held, held, new))
+
+
+_CLAIMS = {
+    "four-causes": _four_causes,
+    "heart-hospitals": _heart,
+    "irm-noninvariance": _mini_mnist,
+    "irm-underfitting": _mini_mnist,
+    "colored-mnist": _full_mnist,
+}
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the parts of every case; against the length of training where there are several."""
+    from matplotlib.figure import Figure
+
+    cases, parts, se = result.params["cases"], result.arrays["parts"], result.arrays["se"]
+    if claim == "colored-mnist":
+        return _by_length(result)
+    drawing = Figure(figsize=(3.4 * len(cases), 3.5), layout="constrained")
+    panels = drawing.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    for axes, case, own, errors in zip(panels, cases, parts, se, strict=True):
+        steps(axes, own, errors, LABELS, "test\nerror")
+        axes.tick_params(axis="x", labelsize=7)
+        axes.set_title(case, fontsize=9)
+    panels[0].set_ylabel("error (share of rows)")
+    return drawing
+
+
+def _by_length(result: Result) -> Figure:
+    from matplotlib.figure import Figure
+
+    lengths = result.params["max_epochs"]
+    parts = result.arrays["parts"].reshape(len(FULL_METHODS), len(lengths), 4)
+    drawing = Figure(figsize=(12, 5.5), layout="constrained")
+    panels = drawing.subplots(2, 4, sharex=True, sharey=True).ravel()
+    for axes, name, own in zip(panels, FULL_METHODS, parts, strict=False):
+        stacked(axes, np.array(lengths), own)
+        axes.set(title=name, xscale="log", xlabel="epochs")
+    for axes in panels[[0, 4]]:
+        axes.set_ylabel("error (share of rows)")
+    panels[-1].axis("off")
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[-1].legend(handles, labels, loc="center")
+    return drawing
