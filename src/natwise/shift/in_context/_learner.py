@@ -60,6 +60,9 @@ class SpuriousInContextLearner(BaseEstimator):
     queries : {"sampled", "context"}
         Train on the sampler's queries; or on the next example of the context, with the sampler's last query at the
         end (the paper's naive learner, which reads the other queries of the sampler nowhere).
+    exchange_labels : bool
+        In training, exchange 0 and 1 in the labels of a task with probability one half, and in its attributes likewise:
+        what is left in a single task after permutation, such as the sum of the features, tells no label either.
     induction : float
         Probability that a query in training is replaced by one of the examples before it, whose label then only has
         to be copied (+I).
@@ -120,6 +123,7 @@ class SpuriousInContextLearner(BaseEstimator):
         permute: bool = True,
         group_tokens: bool = False,
         queries: str = "sampled",
+        exchange_labels: bool = False,
         induction: float = 0.0,
         construction: str = "annotated",
         n_steps: int = 20_000,
@@ -138,6 +142,7 @@ class SpuriousInContextLearner(BaseEstimator):
         self.permute = permute
         self.group_tokens = group_tokens
         self.queries = queries
+        self.exchange_labels = exchange_labels
         self.induction = induction
         self.construction = construction
         self.n_steps = n_steps
@@ -281,7 +286,7 @@ class SpuriousInContextLearner(BaseEstimator):
         return torch.cat(logits).double().sigmoid().cpu().numpy()
 
     def _check(self) -> None:
-        for name in ("permute", "group_tokens"):
+        for name in ("permute", "group_tokens", "exchange_labels"):
             check_option(name, getattr(self, name), (True, False))
         check_option("queries", self.queries, ("sampled", "context"))
         check_option("construction", self.construction, CONSTRUCTIONS)
@@ -308,7 +313,7 @@ class SpuriousInContextLearner(BaseEstimator):
         return binary_cross_entropy_with_logits(logits, tasks["y_query"].to(logits.dtype))
 
     def _augment(self, tasks: Tasks) -> Tasks:
-        """Choose what is asked, then permute the features. Draws from torch's generators, seeded for each step."""
+        """Choose what is asked, then permute and exchange. Draws from torch's generators, seeded for each step."""
         X, y, X_query, y_query = (tasks[name] for name in ("X", "y", "X_query", "y_query"))
         if self.queries == "context":
             X_query, y_query = (
@@ -324,7 +329,8 @@ class SpuriousInContextLearner(BaseEstimator):
         if self.permute:
             order = torch.rand(len(X), 1, X.shape[2], device=X.device).argsort(dim=-1)
             X, X_query = (x.gather(2, order.expand_as(x)) for x in (X, X_query))
-        return {**tasks, "X": X, "X_query": X_query, "y_query": y_query}
+        found = {**tasks, "X": X, "y": y, "X_query": X_query, "y_query": y_query}
+        return _exchange_labels(found) if self.exchange_labels else found
 
     def _tokens(self, tasks: Tasks) -> tuple[torch.Tensor, torch.Tensor]:
         X = tasks["X"]
@@ -344,6 +350,15 @@ def warmup_cosine(step: int, n_steps: int, *, warmup_steps: int) -> float:
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(n_steps - warmup_steps, 1)))
+
+
+def _exchange_labels(tasks: Tasks) -> Tasks:
+    exchanged = dict(tasks)
+    for names in (("y", "y_query"), ("attribute", "attribute_query")):
+        chosen = torch.rand(len(tasks["X"]), 1, device=tasks["X"].device) < 0.5
+        for name in set(names) & set(tasks):
+            exchanged[name] = torch.where(chosen, 1 - tasks[name], tasks[name])
+    return exchanged
 
 
 def _opposite(width: int, norm: float, generator: torch.Generator) -> torch.Tensor:

@@ -28,7 +28,8 @@ def check_features(name: str, value: Any, shape: tuple[int | str, ...]) -> np.nd
     features = check_array(name, value, shape=shape)
     if 0 in features.shape:
         raise ValueError(f"{name} must not be empty, got shape {features.shape}")
-    cast = features.astype(np.float32)
+    with np.errstate(over="ignore"):
+        cast = features.astype(np.float32)
     if not np.isfinite(cast).all():
         raise ValueError(f"{name} must fit float32, got {features[~np.isfinite(cast)][0]}")
     return cast

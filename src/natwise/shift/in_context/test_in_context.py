@@ -296,7 +296,7 @@ def test_refuses_wrong_models_and_tokens():
             ({"tokens": np.ones((4, 7))}, TypeError, "float tensor"),
             ({"tokens": torch.ones(4, 7, dtype=torch.int64)}, TypeError, "float tensor, got torch.int64"),
             ({"tokens": torch.ones(4, 6, dtype=torch.float64)}, ValueError, "(..., n_tokens, 7), got (4, 6)"),
-            ({"tokens": torch.ones(7, 7, dtype=torch.float64)}, ValueError, "n_positions = 5 positions, got 7"),
+            ({"tokens": torch.ones(7, 7, dtype=torch.float64)}, ValueError, "n_positions = 5 positions, got 6"),
             ({"query_positions": [4]}, ValueError, "within 0 and 3"),
             ({"query_positions": [1, 1]}, ValueError, "distinct"),
             ({"query_positions": []}, (TypeError, ValueError), "query_positions"),
