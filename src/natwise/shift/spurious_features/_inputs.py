@@ -1,0 +1,153 @@
+"""What every eraser and head is given: rows of an embedding, labels as codes, groups and their weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from natwise.core.validation import check_option, shorten
+
+BALANCES = (None, "group")
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels as codes: `values[codes]` are the labels that were given; the length is the number of values."""
+
+    values: np.ndarray
+    codes: np.ndarray
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        """Indicators, float64 (n, n_values)."""
+        return np.eye(len(self.values))[self.codes]
+
+    def only(self, rows: np.ndarray) -> Labels:
+        """Return the labels of the chosen rows; the values stay."""
+        return Labels(self.values, self.codes[rows])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> np.ndarray:
+    """Return `X` (array, frame, list or CPU tensor) as finite float64 (n, d); `reset` in `fit` only."""
+    if hasattr(X, "detach"):
+        X = X.detach().cpu().numpy()
+    rows = {"ensure_min_samples": 2} if reset else {}
+    X = validate_data(estimator, X, dtype=np.float64, ensure_all_finite=False, reset=reset, **rows)
+    if not np.isfinite(X.sum()) and not np.isfinite(X).all():
+        row, column = np.argwhere(~np.isfinite(X))[0]
+        raise ValueError(f"{name} must hold no NaN and no inf, got {X[row, column]} in row {row}, column {column}")
+    return X
+
+
+def check_counterfactual(estimator: BaseEstimator, counterfactual: Any, X: np.ndarray) -> np.ndarray:
+    """Return the counterfactual rows as finite float64 in the shape of `X`; row i must belong to row i of `X`."""
+    if counterfactual is None:
+        raise ValueError("counterfactual must hold the rows of X with another attribute, got None")
+    if np.shape(counterfactual) != X.shape:
+        raise ValueError(f"counterfactual must have the shape of X {X.shape}, got {np.shape(counterfactual)}")
+    return check_rows(estimator, counterfactual, reset=False, name="counterfactual")
+
+
+def check_labels(name: str, values: Any, n_samples: int | None = None) -> Labels:
+    """Return labels (n,) of any sortable kind as codes; continuous or missing values are refused."""
+    if values is None:
+        raise ValueError(f"{name} must hold a label per row, got None")
+    labels = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(f"{name} must be 1-dimensional, got shape {labels.shape}")
+    if n_samples is not None and len(labels) != n_samples:
+        raise ValueError(f"{name} must have a label for each of the {n_samples} rows, got {len(labels)}")
+    if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.round(labels))).all():
+        wrong = labels[~(np.isfinite(labels) & (labels == np.round(labels)))][0]
+        raise ValueError(f"{name} must hold labels, not continuous or missing values, got {wrong}")
+    if labels.dtype.kind not in "biufUS" and any(value is None or value != value for value in labels):
+        raise ValueError(f"{name} must hold no missing labels, got {shorten(labels[:5].tolist())}")
+    try:
+        return Labels(*np.unique(labels, return_inverse=True))
+    except TypeError:
+        raise TypeError(f"{name} must hold labels of one kind, got {shorten(labels[:5].tolist())}") from None
+
+
+def check_attribute(values: Any, n_samples: int) -> Labels:
+    """Return the attribute as codes; it must have two values at least."""
+    attribute = check_labels("attribute", values, n_samples)
+    if len(attribute) < 2:
+        raise ValueError(f"attribute must have at least two values, got only {attribute.values[0]!r}")
+    return attribute
+
+
+def check_separable(y: Labels, attribute: Labels) -> None:
+    """Raise when the class determines the attribute or is determined by it: nothing could tell them apart."""
+    table = np.zeros((len(y), len(attribute)), dtype=bool)
+    table[y.codes, attribute.codes] = True
+    if len(y) > 1 and (table.sum(axis=1) == 1).all():
+        raise ValueError("cannot separate: attribute is determined by y, each class has only one value of attribute")
+    if len(y) > 1 and (table.sum(axis=0) == 1).all():
+        raise ValueError("cannot separate: y is determined by attribute, each value of attribute has only one class")
+
+
+def group_codes(y: Labels, attribute: Labels) -> np.ndarray:
+    """Return g = y * n_attributes + attribute per row, in codes."""
+    return y.codes * len(attribute) + attribute.codes
+
+
+def balanced_weights(y: Labels, attribute: Labels) -> np.ndarray:
+    """Return weights (n,) with mean 1 and equal sums over the groups that have rows."""
+    groups = group_codes(y, attribute)
+    counts = np.bincount(groups)
+    return len(groups) / ((counts > 0).sum() * counts[groups])
+
+
+def warn_of_empty_groups(y: Labels, attribute: Labels) -> None:
+    """Warn when a group of class and attribute has no rows."""
+    counts = np.bincount(group_codes(y, attribute), minlength=len(y) * len(attribute))
+    empty = [divmod(int(g), len(attribute)) for g in np.flatnonzero(counts == 0)]
+    if empty:
+        named = [(y.values[a].item(), attribute.values[b].item()) for a, b in empty]
+        warnings.warn(
+            f"groups (y, attribute) without rows are left out, the rest cannot be balanced fully: {shorten(named)}",
+            stacklevel=4,
+        )
+
+
+def random_share_of_each(codes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Return a mask with a random share of the rows of every code, rounded up."""
+    chosen = np.zeros(len(codes), dtype=bool)
+    for code in np.unique(codes):
+        rows = np.flatnonzero(codes == code)
+        chosen[rng.permutation(rows)[: int(np.ceil(share * len(rows)))]] = True
+    return chosen
+
+
+def row_weights(y: Any, attribute: Labels, balance: str | None) -> np.ndarray:
+    """Return weights (n,) of mean 1: equal, or balanced over groups of class and attribute.
+
+    A `y` of classes is checked against the attribute even when nothing is balanced; other targets are ignored then.
+    """
+    check_option("balance", balance, BALANCES)
+    if balance is None:
+        if y is not None and _are_classes(y):
+            check_separable(check_labels("y", y, len(attribute.codes)), attribute)
+        return np.ones(len(attribute.codes))
+    if y is None:
+        raise ValueError("y must hold the class of each row for balance='group', got None")
+    classes = check_labels("y", y, len(attribute.codes))
+    check_separable(classes, attribute)
+    warn_of_empty_groups(classes, attribute)
+    return balanced_weights(classes, attribute)
+
+
+def _are_classes(y: Any) -> bool:
+    from sklearn.utils.multiclass import type_of_target
+
+    return type_of_target(y, input_name="y") in ("binary", "multiclass")
