@@ -17,6 +17,7 @@ from natwise.core.progress import progress
 from natwise.core.random import Streams
 from natwise.core.validation import check_array, check_device, check_integer, check_real, shorten
 
+ADAM = partial(torch.optim.Adam, fused=True)
 EVALUATED_AT_ONCE = 2048
 
 
@@ -59,7 +60,7 @@ class BatchedTrainer:
         max_epochs: int = 200,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
-        optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, fused=True),
+        optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
         runs_at_once: int | None = None,
         device: str | torch.device = "cpu",
         verbose: int = 0,
@@ -166,7 +167,7 @@ class Networks:
         if self.n_runs > 1:
             logits = self._forward(self.weights, self.buffers, x)
         else:  # plain convolutions are faster than batches of one
-            logits = self._logits(*({k: v[0] for k, v in s.items()} for s in (self.weights, self.buffers)), x[0])[None]
+            logits = self._logits(_first(self.weights), _first(self.buffers), x[0])[None]
         losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
         optimizer.zero_grad()
         losses.sum().backward()  # runs share no parameter: each gets the gradient of its own loss
@@ -209,6 +210,10 @@ class Networks:
 
     def _logits(self, weights: Any, buffers: Any, x: torch.Tensor) -> torch.Tensor:
         return functional_call(self.module, (weights, buffers), (x,))
+
+
+def _first(stacked: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value[0] for name, value in stacked.items()}
 
 
 def epoch_batches(train: np.ndarray, seeds: Sequence[int], epoch: int, batch_size: int) -> list[np.ndarray]:
