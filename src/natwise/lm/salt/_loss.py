@@ -1,0 +1,303 @@
+"""The mixed-target cross-entropy of SALT: chunk by chunk over the tokens, with its gradient written out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
+
+from natwise.core.validation import check_integer, check_option, check_real
+
+IGNORED = -100
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class SoftTargets(Protocol):
+    """What a teacher says about the next token, for some rows at a time."""
+
+    def mixed(self, rows: slice, probabilities: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight times the target (rows, V), and weight times its cross-entropy beyond -target . logits."""
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """softmax(inverse_temperature * logits) for logits (n, V)."""
+
+    logits: torch.Tensor
+    inverse_temperature: float
+
+    def mixed(self, rows: slice, probabilities: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        target = torch.softmax(self.logits[rows].to(probabilities.dtype) * self.inverse_temperature, dim=-1)
+        return target.mul_(weight), probabilities.new_zeros(())
+
+
+@dataclass(frozen=True)
+class TopKTargets:
+    """The teacher's k largest probabilities and their tokens, each (n, k); what is left is one bucket of all others.
+
+    Inside the bucket the target has the student's own proportions, so that only the bucket's total is taught.
+    """
+
+    probabilities: torch.Tensor
+    tokens: torch.Tensor
+
+    def mixed(self, rows: slice, probabilities: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        top = weight * self.probabilities[rows].to(probabilities.dtype)
+        tokens = self.tokens[rows].long()
+        tail = (weight - top.sum(dim=-1, keepdim=True)).clamp_min(0.0)
+        others = probabilities.scatter(-1, tokens, 0.0)
+        share = others.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(others.dtype).tiny)
+        target = others.mul_(tail / share)
+        # -tail log(share) is what the bucket costs; `-target . logits + logsumexp` counts it token by token
+        inside = torch.special.xlogy(target, target / tail.clamp_min(torch.finfo(target.dtype).tiny)).sum(-1)
+        return target.scatter_(-1, tokens, top), inside
+
+
+def salt_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    weight: float,
+    inverse_temperature: float = 1.0,
+    *,
+    reduction: str = "mean",
+    chunk_size: int = 1024,
+) -> torch.Tensor:
+    r"""Cross-entropy to a mixture of the true next token and a teacher's prediction.
+
+    .. math:: L = (1 - w)\, (-\log P(x)) + w \sum_v Q(v)\, (-\log P(v)), \qquad Q = softmax(\rho \cdot teacher)
+
+    The student is not tempered and nothing is multiplied by a squared temperature. The gradient with respect to the
+    student's logits is softmax(student) - [(1 - w) onehot + w Q]; it is computed in chunks of rows, so beside the
+    logits and their gradient only chunk_size x V numbers are alive. See `linear_salt_loss` for a loss that never
+    holds the logits of all tokens.
+
+    Parameters
+    ----------
+    student_logits : tensor (..., V)
+        Float; half precision is computed in float32.
+    teacher_logits : tensor (..., V) or None
+        No gradient reaches them. They may be None when `weight` is 0.
+    labels : int tensor (...)
+        True next tokens, aligned with the logits (not shifted); -100 marks rows that do not count.
+    weight : float
+        w in [0, 1]; at 0 this is `torch.nn.functional.cross_entropy`, bit for bit.
+    inverse_temperature : float
+        rho >= 0: below 1 flattens the teacher, 0 makes it uniform, above 1 sharpens it.
+    reduction : {"mean", "sum", "none"}
+        Over the rows that count; ``none`` returns (...), zero where masked.
+    chunk_size : int
+        Rows per chunk.
+
+    Returns
+    -------
+    tensor
+        Scalar, or (...) for ``none``, in nats per token.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument: for tensors of other kinds or shapes, labels outside the vocabulary, no label that
+        counts, a weight outside [0, 1], a negative inverse temperature, logits that are NaN or infinite.
+
+    Notes
+    -----
+    Equation for :math:`L^w` of the paper (Section 2). Its published temperature exponent could not be checked; the
+    default here is 1.
+    """
+    weight = check_real("weight", weight, minimum=0.0, maximum=1.0)
+    rho = check_real("inverse_temperature", inverse_temperature, minimum=0.0)
+    check_option("reduction", reduction, REDUCTIONS)
+    size = check_integer("chunk_size", chunk_size, minimum=1)
+    _check_floats("student_logits", student_logits, labels)
+    check_labels(labels, student_logits.shape[-1])
+    student, aligned = student_logits.flatten(0, -2), labels.flatten()
+    if weight == 0.0:
+        wide = student if student.dtype == torch.float64 else student.float()
+        return _shaped(cross_entropy(wide, aligned, ignore_index=IGNORED, reduction=reduction), labels, reduction)
+    if teacher_logits is None:
+        raise TypeError(f"teacher_logits must be a float tensor when weight is {weight:g}, got None")
+    _check_floats("teacher_logits", teacher_logits, labels)
+    if teacher_logits.shape != student_logits.shape:
+        wanted, got = tuple(student_logits.shape), tuple(teacher_logits.shape)
+        raise ValueError(f"teacher_logits must have the student's shape {wanted} (one vocabulary), got {got}")
+    targets = DenseTargets(teacher_logits.detach().flatten(0, -2), rho)
+    return _shaped(mixed_cross_entropy(student, targets, aligned, weight, reduction, size), labels, reduction)
+
+
+def linear_salt_loss(
+    student_hidden: torch.Tensor,
+    student_weight: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    labels: torch.Tensor,
+    weight: float,
+    inverse_temperature: float = 1.0,
+    *,
+    reduction: str = "mean",
+    chunk_size: int = 256,
+) -> torch.Tensor:
+    """Compute `salt_loss` of hidden states and output matrices without ever holding the logits of all tokens.
+
+    Loss and gradient of each chunk are computed together in the forward pass; rows that do not count cost nothing.
+    Peak memory is about 3 x chunk_size x V numbers and one gradient of the student's output matrix.
+
+    Parameters
+    ----------
+    student_hidden, teacher_hidden : tensor (..., width)
+        Last hidden states; the widths may differ.
+    student_weight, teacher_weight : tensor (V, width)
+        Output matrices (``lm_head.weight``). No gradient reaches the teacher's.
+    labels, weight, inverse_temperature, chunk_size
+        See `salt_loss`.
+    reduction : {"mean", "sum"}
+        Over the rows that count.
+    """
+    weight = check_real("weight", weight, minimum=0.0, maximum=1.0)
+    rho = check_real("inverse_temperature", inverse_temperature, minimum=0.0)
+    check_option("reduction", reduction, REDUCTIONS[:2])
+    size = check_integer("chunk_size", chunk_size, minimum=1)
+    for name, hidden, matrix in (
+        ("student", student_hidden, student_weight),
+        ("teacher", teacher_hidden, teacher_weight),
+    ):
+        _check_floats(f"{name}_hidden", hidden, labels)
+        if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[1] != hidden.shape[-1]:
+            raise ValueError(f"{name}_weight must be a tensor (V, {hidden.shape[-1]}), got {_kind(matrix)}")
+    if len(student_weight) != len(teacher_weight):
+        sizes = f"{len(teacher_weight)} and {len(student_weight)} rows"
+        raise ValueError(f"teacher_weight and student_weight must share one vocabulary, got {sizes}")
+    check_labels(labels, len(student_weight))
+    keep = (labels != IGNORED).flatten()
+    hidden, taught = student_hidden.flatten(0, -2)[keep], teacher_hidden.detach().flatten(0, -2)[keep]
+    teacher = (taught, teacher_weight.detach(), rho)
+    total: torch.Tensor = _LinearMixedCrossEntropy.apply(
+        hidden, student_weight, teacher, labels.flatten()[keep], weight, size
+    )
+    return total if reduction == "sum" else total / len(hidden)
+
+
+def mixed_cross_entropy(
+    student: torch.Tensor, targets: SoftTargets, labels: torch.Tensor, weight: float, reduction: str, chunk_size: int
+) -> torch.Tensor:
+    """Return the loss of student logits (n, V) towards any soft targets; labels (n,) as in `salt_loss`."""
+    rows: torch.Tensor = _MixedCrossEntropy.apply(student, targets, labels, weight, chunk_size)
+    if reduction == "none":
+        return rows
+    total = rows.sum()
+    return total if reduction == "sum" else total / (labels != IGNORED).sum()
+
+
+def check_labels(labels: Any, n_tokens: int) -> None:
+    """Refuse labels that are no integers, not in [0, n_tokens) or -100, or all -100."""
+    if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels must be an integer tensor, got {_kind(labels)}")
+    counted = labels[labels != IGNORED]
+    if not len(counted):
+        raise ValueError(f"labels must hold a token that counts, got only {IGNORED}")
+    low, high = int(counted.min()), int(counted.max())
+    if low < 0 or high >= n_tokens:
+        raise ValueError(f"labels must lie in [0, {n_tokens}) or be {IGNORED}, got {low} to {high}")
+
+
+def _chunk_loss(
+    logits: torch.Tensor, targets: SoftTargets, rows: slice, labels: torch.Tensor, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the losses (c,) of some rows, and the gradient (c, V) with respect to their logits."""
+    top = torch.logsumexp(logits, dim=-1, keepdim=True)
+    probabilities = (logits - top).exp_()
+    target, beyond = targets.mixed(rows, probabilities, weight)
+    truth = labels.clamp_min(0)[:, None]
+    target.scatter_add_(-1, truth, torch.full_like(truth, 1 - weight, dtype=target.dtype))
+    losses = top[:, 0] - torch.linalg.vecdot(target, logits) + beyond
+    return losses, probabilities.sub_(target)
+
+
+class _MixedCrossEntropy(torch.autograd.Function):
+    """Losses (n,) of logits (n, V); the gradient is computed again, chunk by chunk, where it is asked for."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, labels, weight, chunk_size):
+        losses = logits.new_zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+        for rows in _slices(len(logits), chunk_size):
+            losses[rows] = _chunk_loss(logits[rows].to(losses.dtype), targets, rows, labels[rows], weight)[0]
+        losses = torch.where(labels != IGNORED, losses, 0.0)
+        _refuse_infinite(losses)
+        ctx.save_for_backward(logits, labels)
+        ctx.setting = targets, weight, chunk_size
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, outer):
+        logits, labels = ctx.saved_tensors
+        targets, weight, chunk_size = ctx.setting
+        outer = torch.where(labels != IGNORED, outer, 0.0)
+        gradient = torch.empty_like(logits)
+        for rows in _slices(len(logits), chunk_size):
+            wide = logits[rows].to(outer.dtype)
+            gradient[rows] = _chunk_loss(wide, targets, rows, labels[rows], weight)[1].mul_(outer[rows, None])
+        return gradient, None, None, None, None
+
+
+class _LinearMixedCrossEntropy(torch.autograd.Function):
+    """The sum of the losses of hidden states (n, d) under an output matrix (V, d)."""
+
+    @staticmethod
+    def forward(ctx, hidden, matrix, teacher, labels, weight, chunk_size):
+        taught, teacher_matrix, rho = teacher
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
+        by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        by_matrix = torch.zeros_like(matrix, dtype=wide) if ctx.needs_input_grad[1] else None
+        for rows in _slices(len(hidden), chunk_size):
+            logits = (hidden[rows] @ matrix.T).to(wide)
+            targets = DenseTargets(taught[rows] @ teacher_matrix.T, rho)
+            losses, gradient = _chunk_loss(logits, targets, slice(None), labels[rows], weight)
+            total += losses.sum()
+            gradient = gradient.to(hidden.dtype)
+            if by_hidden is not None:
+                by_hidden[rows] = gradient @ matrix
+            if by_matrix is not None:
+                by_matrix += gradient.T @ hidden[rows]
+        _refuse_infinite(total)
+        ctx.save_for_backward(by_hidden, None if by_matrix is None else by_matrix.to(matrix.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, outer):
+        by_hidden, by_matrix = ctx.saved_tensors
+        scaled = (None if part is None else part * outer.to(part.dtype) for part in (by_hidden, by_matrix))
+        return (*scaled, None, None, None, None)
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+def _shaped(losses: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+    _refuse_infinite(losses)
+    return losses.view(labels.shape) if reduction == "none" else losses
+
+
+def _refuse_infinite(losses: torch.Tensor) -> None:
+    if not torch.isfinite(losses.detach()).all():
+        raise ValueError("student_logits and teacher_logits must be finite, got NaN or infinity")
+
+
+def _check_floats(name: str, value: Any, labels: Any) -> None:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a float tensor, got {_kind(value)}")
+    if value.ndim < 2 or not value.numel():
+        raise ValueError(f"{name} must have shape (..., tokens >= 1, V >= 1), got {tuple(value.shape)}")
+    if isinstance(labels, torch.Tensor) and labels.shape != value.shape[:-1]:
+        shapes = f"{tuple(labels.shape)} for {name} {tuple(value.shape)}"
+        raise ValueError(f"labels must have the shape of {name} without its last axis, got {shapes}")
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
