@@ -163,7 +163,7 @@ def linear_bound(train_error: float, information: ArrayLike) -> float:
         root = np.sqrt(np.maximum(rate**2 - 4 * a * (rate + a), 0.0))
         return 2 * (rate + a) / (rate + root) * train_error + information / rate
 
-    return _least(value, -16.0, math.log(_LARGEST_RATE))
+    return _least(value, _low(information), math.log(_LARGEST_RATE))
 
 
 def fast_rate_bound(train_error: float, information: ArrayLike, closed_form: bool = False) -> float:
@@ -263,7 +263,7 @@ def _fast_rate(train_error: float, information: float) -> float:
         doubled = np.log1p(-np.expm1(-t))  # 2 C2
         return train_error * (t / doubled - 1) + 2 * information / doubled
 
-    return _least(value, -16.0, 7.0)
+    return _least(value, _low(information), 7.0)
 
 
 def _kl_inverse(q: float, c: float) -> float:
@@ -280,6 +280,11 @@ def _kl_inverse(q: float, c: float) -> float:
     if q >= largest or excess(largest) <= 0:
         return 1.0
     return brentq(excess, q, largest, xtol=1e-15, rtol=1e-15)
+
+
+def _low(information: float) -> float:
+    """Return a logarithm below that of the best rate, which is about the root of information over training error."""
+    return min(-16.0, math.log(information) / 2 - 3)
 
 
 def _least(value: Callable[[np.ndarray | float], np.ndarray], low: float, high: float) -> float:

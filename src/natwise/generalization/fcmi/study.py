@@ -103,7 +103,7 @@ def _mnist_4_9(data_dir: DataDir) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=4)  # two claims read the same runs
-def _mnist_runs(n: int, scale: str, seed: int, data_dir: Any, device: str) -> Result:
+def _mnist_runs(n: int, scale: str, seed: int, data_dir: str | None, device: str) -> Result:
     from ._batched import BatchedTrainer
 
     n_supersamples, max_epochs = {"ci": (1, 20), "small": (2, 60 if n < 100 else 30), "paper": (5, 200)}[scale]
@@ -113,7 +113,7 @@ def _mnist_runs(n: int, scale: str, seed: int, data_dir: Any, device: str) -> Re
 
 
 def _mnist(n: int, scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
-    result = _mnist_runs(n, scale, seed, data_dir, device)
+    result = _mnist_runs(n, scale, seed, data_dir and str(data_dir), device)
     gap, bound = PUBLISHED[n]
     scalars = {**result.scalars, "published_gap": gap, "published_fcmi": bound}
     return {name: result.arrays[name] for name in ("S", "predictions", "y")}, scalars, dict(result.params)
