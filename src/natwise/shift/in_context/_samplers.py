@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import embedding, one_hot
 
 from natwise.core.validation import check_array, check_device, check_integer, check_real, check_same_length
 from natwise.shift.in_context._tasks import Sampler, Tasks, as_tensors, check_features, check_labels, take_rows
@@ -156,10 +157,10 @@ class SingleTaskSampler:
             query = _outside(chosen, _count(group, 4), available, group_query, generator)
         rows, rows_query = self.members[0][group, context], self.members[1][group_query, query]
         return {
-            "X": self.X[rows],
+            "X": embedding(rows, self.X),
             "y": group // 2,
             "attribute": group % 2,
-            "X_query": self.X_query[rows_query],
+            "X_query": embedding(rows_query, self.X_query),
             "y_query": group_query // 2,
             "attribute_query": group_query % 2,
         }
@@ -245,10 +246,10 @@ class CategoryPairSampler:
         rows, rows_query = self.members[pair.gather(1, y), context], self.members[pair.gather(1, y_query), query]
         minority, minority_query = self.minorities
         return {
-            "X": self.X[rows],
+            "X": embedding(rows, self.X),
             "y": y,
             "attribute": _differ(y, minority, generator),
-            "X_query": self.X[rows_query],
+            "X_query": embedding(rows_query, self.X),
             "y_query": y_query,
             "attribute_query": _differ(y_query, minority_query, generator),
         }
@@ -378,20 +379,19 @@ def _distinct(sizes: torch.Tensor, k: int, generator: torch.Generator) -> torch.
     Floyd's algorithm on all entries at once: k steps, however large the sizes. An entry smaller than k is filled up
     with numbers that mean nothing.
     """
-    chosen = sizes.new_full((*sizes.shape, k), -1)
-    for i in range(k):
-        last = (sizes - k + i).clamp(min=0)
-        draw = _uniform(last + 1, generator)
-        taken = (chosen[..., :i] == draw[..., None]).any(dim=-1)
-        chosen[..., i] = torch.where(taken, last, draw)
-    order = torch.rand(chosen.shape, generator=generator, device=chosen.device).argsort(dim=-1)
-    return chosen.gather(-1, order)
+    steps = torch.arange(k, device=sizes.device).view(k, *[1] * sizes.ndim)
+    last = (sizes - k + steps).clamp(min=0)
+    chosen = _uniform(last + 1, generator)
+    for i in range(1, k):
+        taken = (chosen[:i] == chosen[i]).any(dim=0)
+        chosen[i] = torch.where(taken, last[i], chosen[i])
+    return _shuffle(chosen.movedim(0, -1), generator)
 
 
 def _pick(chosen: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """Return for each place its group's next unused entry of `chosen` (n_tasks, n_groups, k): (n_tasks, n)."""
-    one_hot = torch.nn.functional.one_hot(group, chosen.shape[1])
-    rank = (one_hot.cumsum(dim=1) - one_hot).gather(2, group[..., None])[..., 0]
+    members = one_hot(group, chosen.shape[1])
+    rank = (members.cumsum(dim=1) - members).gather(2, group[..., None])[..., 0]
     return chosen[torch.arange(len(group), device=group.device)[:, None], group, rank]
 
 
@@ -400,14 +400,18 @@ def _outside(
 ) -> torch.Tensor:
     """Return for each place a random member of its group that is not among the first `used` of `chosen`.
 
-    The r-th number that is left out of a sorted list s is r + #{j : s_j - j <= r}.
+    The r-th number that is left out of a sorted list s is r + #{j : s_j - j <= r}. All lists are searched as one, each
+    lifted above the one before it.
     """
-    k = chosen.shape[2]
-    unused = torch.arange(k, device=chosen.device) >= used[..., None]
-    gaps = chosen.masked_fill(unused, torch.iinfo(torch.int64).max // 2).sort(dim=-1).values
-    gaps = gaps - torch.arange(k, device=chosen.device)
+    k, limit = chosen.shape[2], int(sizes.max())
+    order = torch.arange(k, device=chosen.device)
+    gaps = chosen.masked_fill(order >= used[..., None], limit + k).sort(dim=-1).values - order
+    number = torch.arange(sizes.numel(), device=chosen.device).view(sizes.shape)
+    lift = (limit + k + 1) * number
+    own = number.gather(1, group)
     draw = _uniform((sizes - used).gather(1, group), generator)
-    return draw + (take_rows(gaps, group) <= draw[..., None]).sum(dim=-1)
+    found = torch.searchsorted((gaps + lift[..., None]).flatten(), draw + lift.gather(1, group), right=True)
+    return draw + found - k * own
 
 
 def _allot(n_tasks: int, n: int, shares: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -431,7 +435,8 @@ def _balanced(n_tasks: int, n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _shuffle(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return values.gather(1, torch.rand(values.shape, generator=generator, device=values.device).argsort(dim=1))
+    keys = torch.rand(values.shape, generator=generator, device=values.device)
+    return values.gather(-1, keys.argsort(dim=-1))
 
 
 def _differ(y: torch.Tensor, minority: float, generator: torch.Generator) -> torch.Tensor:
@@ -456,7 +461,7 @@ def _signed(binary: torch.Tensor) -> torch.Tensor:
 
 
 def _count(group: torch.Tensor, n_groups: int) -> torch.Tensor:
-    return torch.nn.functional.one_hot(group, n_groups).sum(dim=1)
+    return one_hot(group, n_groups).sum(dim=1)
 
 
 def _most_common(group: torch.Tensor) -> int:
