@@ -1,4 +1,4 @@
-"""What do models memorise of wrong labels, and how much easier are these labels to fit than shuffled ones."""
+"""What models memorise of wrong labels, and how much easier these labels are to fit than shuffled ones."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ RIDGE = 0.01  # of the kernel's mean eigenvalue: equal rows may carry different 
 MAX_SHUFFLES = 50
 MAX_TARGETS = 2000  # one per class and shuffle
 Z_90 = 1.645
+WORTH_SAYING = 0.01  # nats per row
 
 
 def answer(context: Context, deadline: Deadline) -> Result:
@@ -158,17 +159,15 @@ def _adjusted(kernel: Any, labels: np.ndarray, k: int) -> np.ndarray:
 
 
 def _summary(names: list[str], found: dict[str, Any]) -> list[str]:
-    sentences = []
-    if names and found["noise_entropy"] > 0:
-        memorised, noise = found["memorised"][0, 0], found["noise_entropy"]
-        text = f"memorised at least {memorised:.2f} of the {noise:.2f} nats per row that wrong labels hold"
-        if memorised < 0.005:
-            text = "shows no sign of having memorised wrong ones"
-        sentences.append(f"Trained on these labels, the default model {text}.")
-    if "complexity" in found:
-        share = found["complexity"] / found["shuffled_complexity"].mean()
-        sentences.append(f"To fit the labels costs a network {100 * share:.0f} % of what shuffled labels would cost.")
-    return sentences
+    if names and found["memorised"][0, 0] >= WORTH_SAYING:
+        return [
+            f"Trained on these labels, the default model memorises at least {found['memorised'][0, 0]:.2f} of the "
+            f"{found['noise_entropy']:.2f} nats per row that wrong labels hold."
+        ]
+    if "complexity" not in found:
+        return []
+    share = found["complexity"] / found["shuffled_complexity"].mean()
+    return [f"To fit the labels costs a network {100 * share:.0f} % of what shuffled labels would cost."]
 
 
 def _warnings(context: Context) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from natwise.audit import (
+    change_points,
     data_card,
     data_requirements,
     label_issues,
@@ -25,6 +26,7 @@ Answer = Callable[[Context, Deadline], Result]
 QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weight of its share of the time
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
+    "change_points": ("Changes over time", change_points.answer, 4.0),
     "data_requirements": ("How much more data", data_requirements.answer, 4.0),
     "label_memory": ("What the labels teach", label_memory.answer, 2.0),
     "data_card": ("Data card", data_card.answer, 1.0),
@@ -32,15 +34,21 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
 }
 
 
+def asked(context: Context) -> list[str]:
+    """Return the names of the questions that make sense for this table, in order."""
+    return [name for name in QUESTIONS if name != "change_points" or context.table.time is not None]
+
+
 def answers(context: Context, deadline: Deadline, *, progress: bool = False) -> Iterator[Result]:
     """Yield one result per question, in order; each may take its share of what is left of the time."""
     from rich.console import Console
     from rich.progress import track
 
-    weights = [weight for _, _, weight in QUESTIONS.values()]
+    names = asked(context)
+    weights = [QUESTIONS[name][2] for name in names]
     console = Console(stderr=True)
-    names = track(list(QUESTIONS), "auditing", console=console, disable=not (progress and console.is_terminal))
-    for i, name in enumerate(names):
+    shown = track(names, "auditing", console=console, disable=not (progress and console.is_terminal))
+    for i, name in enumerate(shown):
         result = _respond(name, context, deadline.share(weights[i] / sum(weights[i:])))
         context.answered[name] = result
         yield result

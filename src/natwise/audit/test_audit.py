@@ -27,7 +27,9 @@ def hostile():
     frame["city"] = np.where(HIDDEN[:, 1] > 0, "{{ 7*7 }}", SCRIPT)
     labels = np.where(LABELS, SCRIPT, "=cmd|'/C calc'!A0")
     ids = [f"=HYPERLINK({i})" if i % 2 else f"-{i}" for i in range(N)]
-    return make_table(frame, labels, ids=ids, group=np.where(LABELS, "@SUM(A1)", "{{ 7*7 }}"), name=SCRIPT)
+    group = np.where(LABELS, "@SUM(A1)", "{{ 7*7 }}")
+    time = [SCRIPT if i == 7 else f"2020-{i // 10 + 1:02}-01" for i in range(N)]
+    return make_table(frame, labels, ids=ids, group=group, time=time, name=SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,7 @@ def test_images_have_thumbnails_and_known_mistakes_are_reported():
 
 def test_arrays_and_target():
     result = audit.run(X[:60], LABELS[:60], minutes=0.15, target=0.999)
+    assert "audit/change_points" not in [answer.kind for answer in result.answers]  # nobody gave times
     assert result.to_frame()["id"].tolist() == list(range(60))
     assert any("target of 99.9 %" in sentence for sentence in result.summary)
     assert "natwise.audit.run(X, y, minutes=0.15, random_state=0)" in result.html()

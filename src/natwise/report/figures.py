@@ -94,6 +94,24 @@ def learning_curve(answer: Result) -> tuple[Figure, str]:
     return figure, words
 
 
+def changes_over_time(answer: Result) -> tuple[Figure, str]:
+    """Return the change score of each step in time, and how far chance goes there."""
+    scores, limit = answer.arrays["scores"], answer.arrays["limit"]
+    starts = [_short(start, 20) for start in answer.params["starts"][1:]]
+    steps = np.arange(len(scores))
+    figure, axes = _axes(6.4, 2.8)
+    axes.bar(steps, limit, width=0.8, color=INK, alpha=0.15, linewidth=0, label="chance")
+    axes.hlines(answer.arrays["typical"], steps - 0.4, steps + 0.4, color=INK, linewidth=1, label="usual chance")
+    axes.plot(steps, scores, color=ACCENT, marker="o", markersize=5, label="these rows")
+    above = [change["step"] for change in answer.params["changes"]]
+    axes.plot(above, scores[above], color=SECOND, linestyle="", marker="o", markersize=8, label="change")
+    axes.set(ylim=(0, None), xlim=(-0.6, len(steps) - 0.4), ylabel="change score", xlabel="start of the period")
+    axes.set_xticks(steps, starts, rotation=30, ha="right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    words = f"Change score of {len(scores)} steps in time; the largest, {scores.max():.2f}, is at "
+    return figure, f"{words}{starts[scores.argmax()]}, where chance goes up to {limit[scores.argmax()]:.2f}."
+
+
 def complexity_against_shuffles(answer: Result) -> tuple[Figure, str]:
     """Return the complexity of the given labels beside that of shuffled ones, and with the review's corrections."""
     shuffled, given = answer.arrays["shuffled_complexity"], answer.scalars["complexity"]
