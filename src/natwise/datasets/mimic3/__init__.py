@@ -117,6 +117,13 @@ def subjects(part: str) -> np.ndarray:
 
 
 @cache
+def normalizer_states() -> dict[str, np.ndarray]:
+    """Return the shipped means and standard deviations, (2, 76), by task and timestep, such as "ihm_1"."""
+    content = _arrays()
+    return dict(zip(content["normalizers"].tolist(), content["normalizer_states"], strict=True))
+
+
+@cache
 def _definitions() -> dict:
     content: dict = json.loads((_HERE / "definitions.json").read_text("utf-8"))
     return content

@@ -46,14 +46,23 @@ def main(folder: Path) -> None:
         f"{part}_subjects": np.array((folder / f"{part}_subjects.txt").read_text().split(), dtype=np.int32)
         for part in ("train", "val", "test")
     }
+    states = json.loads((folder / "normalizer_states.json").read_text("utf-8"))
     np.savez_compressed(
         HERE / "definitions.npz",
         codes=np.array([row["ICD9_CODE"] for row in codes], dtype="S"),
         code_groups=np.array([groups.index(row["GROUP"]) for row in codes], dtype=np.int16),
         groups=np.array(groups),
         used=np.array([group in used for group in groups]),
+        normalizers=np.array([_short(name) for name in states]),
+        normalizer_states=np.array([[state["means"], state["stds"]] for state in states.values()]),
         **subjects,
     )
+
+
+def _short(name: str) -> str:
+    """Return "ihm_0.8" for "ihm_ts0.8.input_str-previous...."."""
+    task, rest = name.split("_ts")
+    return f"{task}_{float(rest.split('.input')[0]):g}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+"""Series into matrices: equal steps of time, one-hot categories, imputation, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from natwise.core.validation import check_array, check_option, check_real
+from natwise.datasets import mimic3
+
+from ._series import EPS, Series, read_frames, read_table
+
+IMPUTATIONS = ("previous", "normal_value", "next", "zero")
+
+
+@dataclass(frozen=True)
+class Discretizer:
+    """Turn the irregular series of a stay into a matrix with a row per `timestep`.
+
+    Row k describes the time (k, k + 1] * timestep; of several observations in it the last one counts. The columns are
+    the 17 variables in the order of the benchmark, 5 of them one-hot (59 columns), then 17 masks: 1 where the variable
+    was observed in that row.
+
+    Parameters
+    ----------
+    timestep : float
+        In hours.
+    imputation : {"previous", "normal_value", "next", "zero"}
+        What stands where nothing was observed: the last value before (the normal value before the first observation),
+        the normal value, the next value (the normal one after the last observation), or 0.
+    start_time : {"zero", "relative"}
+        Whether time runs from the admission to the unit or from the first event.
+    masks : bool
+        Append the masks.
+
+    Examples
+    --------
+    >>> Discretizer(timestep=0.8).n_columns
+    76
+    """
+
+    timestep: float = 1.0
+    imputation: str = "previous"
+    start_time: str = "zero"
+    masks: bool = True
+
+    def __post_init__(self):
+        check_real("timestep", self.timestep, minimum=0.0, exclusive=True)
+        check_option("imputation", self.imputation, IMPUTATIONS)
+        check_option("start_time", self.start_time, ("zero", "relative"))
+        check_option("masks", self.masks, (True, False))
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """The name of each column, such as "Heart Rate", "Capillary refill rate->0.0" or "mask->pH"."""
+        names = []
+        for variable in mimic3.variables():
+            names += [f"{variable.name}->{text}" for text in variable.categories] or [variable.name]
+        return (*names, *(f"mask->{variable.name}" for variable in mimic3.variables() if self.masks))
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of a matrix."""
+        return len(self.feature_names)
+
+    @cached_property
+    def continuous_columns(self) -> np.ndarray:
+        """The positions of the columns with numbers, which `Normalizer` scales."""
+        return np.flatnonzero([name.startswith("mask->") is False and "->" not in name for name in self.feature_names])
+
+    def transform(self, frame: Any, end: float | None = None) -> np.ndarray:
+        """Return the matrix of one stay.
+
+        Parameters
+        ----------
+        frame : DataFrame (pandas or polars) or mapping of columns
+            "Hours" and the 17 variables, sorted by Hours. Values may be texts or numbers ("15", "15.0" and 15 are the
+            same). Rows before hour 0 or after `end` are left out. Read CSV files with `read_series`: pandas
+            takes the text "None", an eye-opening score, for a missing value.
+        end : float, optional
+            Length of the period in hours since admission. Default: the last row's time.
+
+        Returns
+        -------
+        ndarray (int(end / timestep + 1 - 1e-6), n_columns), float64
+
+        Raises
+        ------
+        ValueError
+            For a missing column, unsorted hours, a negative end, or a text that is no value of its variable.
+        """
+        return self.transform_many([frame], None if end is None else [end])[0]
+
+    def transform_many(self, frames: Sequence[Any], ends: Sequence[float] | None = None) -> list[np.ndarray]:
+        """Return the matrices of many stays at once, several times faster than one after the other.
+
+        Parameters
+        ----------
+        frames : sequence of frames
+            As for `transform`; or one polars table of stays, as the files in ``timeseries/`` of a build.
+        ends : sequence of float, optional
+            The `end` of each stay.
+        """
+        series = read_table(frames) if hasattr(frames, "columns") and "ICUSTAY_ID" in frames else read_frames(frames)
+        return self.discretize(series, ends)
+
+    def discretize(self, series: Series, ends: Sequence[float] | np.ndarray | None = None) -> list[np.ndarray]:
+        """Return the matrices of series that were read before."""
+        begins = np.zeros(series.n_stays)
+        if self.start_time == "relative":
+            begins = series.hours[series.starts[:-1]]
+        spans = self._ends(series, ends) - begins
+        hours = series.hours - np.repeat(begins, series.lengths)
+        series = series.chosen((hours >= -EPS) & (hours <= np.repeat(spans, series.lengths) + EPS))
+        n_bins = (spans / self.timestep + 1.0 - EPS).astype(int)
+        first_bin = np.concatenate([[0], np.cumsum(n_bins)])
+        bins = ((series.hours - np.repeat(begins, series.lengths)) / self.timestep - EPS).astype(int)
+        bins = np.minimum(bins, np.repeat(n_bins, series.lengths) - 1)
+        rows = np.repeat(first_bin[:-1], series.lengths) + bins
+        return np.split(self._matrix(series, rows, first_bin), first_bin[1:-1])
+
+    def _ends(self, series: Series, ends: Any) -> np.ndarray:
+        if ends is None:
+            if (series.lengths == 0).any():
+                raise ValueError("end must be given for a stay without rows, got None")
+            return series.hours[series.starts[1:] - 1]
+        checked = check_array("end", ends, shape=(series.n_stays,), dtype=np.float64)
+        if (checked < 0).any():
+            raise ValueError(f"end must be >= 0, got {checked.min():g}")
+        return checked
+
+    def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
+        """Scatter the observations of all stays into their rows and fill the gaps within each stay."""
+        n_rows = first_bin[-1]
+        source = np.full((n_rows, series.values.shape[1]), -1)  # which event a cell shows
+        event, variable = np.nonzero(~np.isnan(series.values))
+        source[rows[event], variable] = event  # events are sorted: the last of a bin is written last
+        observed = source >= 0
+        if self.imputation in ("previous", "next"):
+            source = self._filled(source, observed, first_bin)
+        normal = np.array([_normal(v) if self.imputation != "zero" else np.nan for v in mimic3.variables()])
+        values = np.where(source >= 0, np.take_along_axis(_padded(series.values), source, axis=0), normal)
+        blocks = [_columns(v, column) for v, column in zip(mimic3.variables(), values.T, strict=True)]
+        return np.hstack([*blocks, *([observed] if self.masks else [])], dtype=np.float64)
+
+    def _filled(self, source: np.ndarray, observed: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
+        """Carry each observation forward (or backward) to the next one, never across stays."""
+        index = np.arange(len(source))[:, None]
+        stay = np.repeat(np.arange(len(first_bin) - 1), np.diff(first_bin))
+        if self.imputation == "previous":
+            nearest = np.maximum.accumulate(np.where(observed, index, -1), axis=0)
+            known = nearest >= first_bin[:-1][stay][:, None]
+        else:
+            nearest = np.minimum.accumulate(np.where(observed, index, len(source))[::-1], axis=0)[::-1]
+            known = nearest < first_bin[1:][stay][:, None]
+        carried = np.take_along_axis(source, np.where(known, nearest, 0), axis=0)
+        return np.where(known, carried, -1)
+
+
+def read_series(path: Any) -> Any:
+    """Return the exported CSV file of a stay as a pandas frame whose texts are as they were written.
+
+    "None" is an eye-opening score: `pandas.read_csv` alone would lose it.
+    """
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def _normal(variable: mimic3.Variable) -> float:
+    return float(variable.categories.index(variable.normal) if variable.categories else variable.normal)
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    """Return the values with a last row, which the position -1 stands for."""
+    return np.vstack([values, np.full((1, values.shape[1]), np.nan)])
+
+
+def _columns(variable: mimic3.Variable, values: np.ndarray) -> np.ndarray:
+    if variable.categories:
+        return values[:, None] == np.arange(len(variable.categories))
+    return np.nan_to_num(values, nan=0.0)[:, None]
