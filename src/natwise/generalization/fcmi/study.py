@@ -113,7 +113,7 @@ def _mnist_runs(n: int, scale: str, seed: int, data_dir: str | None, device: str
 
 
 def _mnist(n: int, scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
-    result = _mnist_runs(n, scale, seed, data_dir and str(data_dir), device)
+    result = _mnist_runs(n, scale, seed, None if data_dir is None else str(data_dir), device)
     gap, bound = PUBLISHED[n]
     scalars = {**result.scalars, "published_gap": gap, "published_fcmi": bound}
     return {name: result.arrays[name] for name in ("S", "predictions", "y")}, scalars, dict(result.params)
