@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.progress import progress
@@ -40,11 +44,11 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         Weights of the cross-entropies of class and attribute, in nats, against the reconstruction error.
     independence : float, default 20.0
         Weight of the squared correlations of core and other codes with the attribute, and of spurious ones with the
-        class.
-    learning_rate : float, default 5e-3
-        Of Adam, on all rows at once.
-    max_iter : int, default 1500
-        Steps.
+        class. Without spurious codes nothing could hold the attribute, and it is not asked for.
+    tol : float, default 1e-4
+        Relative decrease of the objective in one iteration below which it has converged.
+    max_iter : int, default 1000
+        Iterations of L-BFGS on all rows at once.
     device : str or torch.device, default "cpu"
         Where the steps run.
     random_state : int, Generator or None
@@ -64,6 +68,8 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         (Weighted) mean squared error per standardised column.
     attribute_leak_ : float
         Largest absolute (weighted) correlation of a core or other code with a value of the attribute.
+    n_iter_ : int
+        Iterations taken.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -86,7 +92,7 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     >>> X = rng.standard_normal((300, 4))
     >>> X[:, 0] += 3 * y
     >>> X[:, 1] += 3 * site + y
-    >>> split = LinearDisentangler(1, 1, max_iter=300, random_state=0).fit(X, y, attribute=site)
+    >>> split = LinearDisentangler(1, 1, random_state=0).fit(X, y, attribute=site)
     >>> split.transform(X).shape, split.attribute_leak_ < 0.05
     ((300, 1), True)
     """
@@ -101,8 +107,8 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         class_weight: float = 1.0,
         attribute_weight: float = 1.0,
         independence: float = 20.0,
-        learning_rate: float = 5e-3,
-        max_iter: int = 1500,
+        tol: float = 1e-4,
+        max_iter: int = 1000,
         device: str | torch.device = "cpu",
         random_state: RandomState = None,
         verbose: int = 0,
@@ -114,7 +120,7 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.class_weight = class_weight
         self.attribute_weight = attribute_weight
         self.independence = independence
-        self.learning_rate = learning_rate
+        self.tol = tol
         self.max_iter = max_iter
         self.device = device
         self.random_state = random_state
@@ -147,6 +153,8 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         -----
         UserWarning
             If a group to be balanced has no rows.
+        ConvergenceWarning
+            If `max_iter` iterations were not enough.
         """
         self._check_parameters()
         X = check_rows(self, X, reset=True)
@@ -164,7 +172,6 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.reconstruction_error_ = float(objective.reconstruction(parts))
             self.attribute_leak_ = objective.leak(parts)
         self.encoder_, self.decoder_ = (parts[name].detach().cpu().numpy() for name in ("encoder", "decoder"))
-        self.n_iter_ = self.max_iter
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -200,19 +207,35 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         for name in ("n_core", "n_spurious"):
             check_integer(name, getattr(self, name), minimum=0)
         check_integer("max_iter", self.max_iter, minimum=1)
-        check_real("learning_rate", self.learning_rate, minimum=0, exclusive=True)
+        check_real("tol", self.tol, minimum=0, exclusive=True)
         for name in ("class_weight", "attribute_weight", "independence"):
             check_real(name, getattr(self, name), minimum=0)
 
-    def _descend(self, objective: _Objective, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        adam = torch.optim.Adam(parts.values(), lr=self.learning_rate, fused=True)
+    def _descend(self, objective: _Objective, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            parts = _unflatten(flat, start)
+            value = objective(parts)
+            gradients = torch.autograd.grad(value, list(parts.values()))
+            return value.item(), _flatten(gradients)
+
         with progress(self.max_iter, wanted=bool(self.verbose)) as report:
-            for step in range(self.max_iter):
-                adam.zero_grad(set_to_none=True)
-                objective(parts).backward()
-                adam.step()
-                report(step + 1, "autoencoder")
-        return parts
+            steps = iter(range(1, self.max_iter + 1))
+            options = {"maxiter": self.max_iter, "maxfun": 10 * self.max_iter, "ftol": self.tol, "maxcor": 20}
+            found = minimize(
+                loss,
+                _flatten(start.values()),
+                jac=True,
+                method="L-BFGS-B",
+                options=options,
+                callback=lambda _: report(next(steps), "autoencoder"),
+            )
+        self.n_iter_ = int(found.nit)
+        if not found.success:
+            message = (
+                f"LinearDisentangler did not converge in max_iter={self.max_iter} iterations; raise max_iter or tol"
+            )
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        return _unflatten(found.x, start)
 
 
 class _Objective:
@@ -220,7 +243,8 @@ class _Objective:
 
     def __init__(self, Z: np.ndarray, y: np.ndarray, c: np.ndarray, weights: np.ndarray, settings: LinearDisentangler):
         labels, share = np.hstack([y, c]), weights / weights.sum()
-        moments, deviations = Moments.of(Z, labels, weights), np.sqrt(share @ (labels - share @ labels) ** 2)
+        moments = Moments.of(Z, labels, weights)
+        deviations = np.sqrt(share @ (labels - share @ labels) ** 2 / (1 - share @ share))  # unbiased, as the moments
         is_core, is_spurious = _parts(settings.n_core, settings.n_spurious, Z.shape[1])
         of_class = np.arange(labels.shape[1]) < y.shape[1]
         tensor = partial(torch.tensor, dtype=torch.float64, device=settings.device)
@@ -232,7 +256,7 @@ class _Objective:
         self.second, self.covariance = tensor((share[:, None] * Z).T @ Z), tensor(moments.xx)
         self.correlating = tensor(moments.xz / np.maximum(deviations, 1e-12))
         self.readable = tensor(np.where(of_class, is_core[:, None], is_spurious[:, None]))
-        self.forbidden = tensor(np.where(of_class, is_spurious[:, None], ~is_spurious[:, None]))
+        self.forbidden = tensor(np.where(of_class, is_spurious[:, None], ~is_spurious[:, None] & is_spurious.any()))
 
     def start(self, streams: Streams) -> dict[str, torch.Tensor]:
         """Return a permuted identity with noise as encoder, its transpose as decoder, and heads of zeros."""
@@ -245,7 +269,7 @@ class _Objective:
             "heads": np.zeros(self.readable.shape),
             "intercepts": np.zeros(self.readable.shape[1]),
         }
-        return {name: self.rows.new_tensor(value).requires_grad_() for name, value in values.items()}
+        return {name: self.rows.new_tensor(value) for name, value in values.items()}
 
     def __call__(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the loss."""
@@ -266,8 +290,8 @@ class _Objective:
 
     def leak(self, parts: dict[str, torch.Tensor]) -> float:
         """Return the largest absolute correlation of a core or other code with the attribute."""
-        leaks = (self.forbidden * self.correlations(parts))[:, self.n_classes :]
-        return float(leaks.abs().max())
+        is_spurious = self.readable[:, -1:]
+        return float(((1 - is_spurious) * self.correlations(parts)[:, self.n_classes :]).abs().max())
 
     def _cross_entropies(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the weighted cross-entropies of both heads, folded into the encoder before they meet the rows."""
@@ -284,3 +308,14 @@ def _parts(n_core: int, n_spurious: int, n_features: int) -> tuple[np.ndarray, n
     """Return masks (n_features,) of the core and the spurious codes; the rest is other."""
     code = np.arange(n_features)
     return code < n_core, (code >= n_core) & (code < n_core + n_spurious)
+
+
+def _flatten(tensors: Iterable[torch.Tensor]) -> np.ndarray:
+    return torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+
+
+def _unflatten(flat: np.ndarray, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the parts of a flat vector as tensors with gradients, named, shaped and placed as in `like`."""
+    pieces = torch.tensor(flat).split([tensor.numel() for tensor in like.values()])
+    named = zip(like.items(), pieces, strict=True)
+    return {name: piece.reshape(t.shape).to(t.device).requires_grad_() for (name, t), piece in named}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
 
 from natwise.core.validation import check_option, shorten
@@ -59,9 +60,11 @@ def check_counterfactual(estimator: BaseEstimator, counterfactual: Any, X: np.nd
 def check_labels(name: str, values: Any, n_samples: int | None = None) -> Labels:
     """Return labels (n,) of any sortable kind as codes; continuous or missing values are refused."""
     if values is None:
-        raise ValueError(f"{name} must hold a label per row, got None")
+        raise ValueError(f"requires {name} to be passed, but the target {name} is None")
     labels = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if labels.ndim == 2 and labels.shape[1] == 1:
+        message = f"A column-vector {name} was passed when a 1d array was expected"
+        warnings.warn(message, DataConversionWarning, stacklevel=3)
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(f"{name} must be 1-dimensional, got shape {labels.shape}")

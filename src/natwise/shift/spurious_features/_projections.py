@@ -15,7 +15,7 @@ from natwise.shift.spurious_features._inputs import check_attribute, check_count
 from natwise.shift.spurious_features._leace import AffineEraser
 from natwise.shift.spurious_features._scores import auc, counterfactual_effect, probe_weight
 
-SCORES = (None, "counterfactual", "auc", "probe")
+RANKINGS = (None, "counterfactual", "auc", "probe")
 _RANK = 1e-10  # of the largest singular value
 
 
@@ -29,7 +29,7 @@ class DropDimensions(SelectorMixin, BaseEstimator):
     ----------
     n_dimensions : int, default 8
         How many coordinates to leave out; fewer than there are.
-    score : {None, "counterfactual", "auc", "probe"}, default None
+    rank_by : {None, "counterfactual", "auc", "probe"}, default None
         What a coordinate is ranked by: the size of its mean change under the counterfactual, signed by the attribute
         when it has two values; how well it tells the attribute alone (area under the ROC curve); the size of its weight
         in a linear probe on standardised columns. None takes counterfactuals when they are given, else the probe.
@@ -55,9 +55,9 @@ class DropDimensions(SelectorMixin, BaseEstimator):
     [2]
     """
 
-    def __init__(self, n_dimensions: int = 8, *, score: str | None = None, balance: str | None = None):
+    def __init__(self, n_dimensions: int = 8, *, rank_by: str | None = None, balance: str | None = None):
         self.n_dimensions = n_dimensions
-        self.score = score
+        self.rank_by = rank_by
         self.balance = balance
 
     def fit(self, X: Any, y: Any = None, *, attribute: Any, counterfactual: Any = None) -> DropDimensions:
@@ -84,18 +84,18 @@ class DropDimensions(SelectorMixin, BaseEstimator):
         ValueError, TypeError
             If an argument is not as described.
         """
-        check_option("score", self.score, SCORES)
+        check_option("rank_by", self.rank_by, RANKINGS)
         X = check_rows(self, X, reset=True)
         n_dimensions = check_integer("n_dimensions", self.n_dimensions, minimum=0)
         if n_dimensions >= X.shape[1]:
             raise ValueError(f"n_dimensions must be less than the {X.shape[1]} columns of X, got {n_dimensions}")
         site = check_attribute(attribute, len(X))
         weights = row_weights(y, site, self.balance)
-        score = self.score or ("probe" if counterfactual is None else "counterfactual")
-        if score == "counterfactual":
+        ranking = self.rank_by or ("probe" if counterfactual is None else "counterfactual")
+        if ranking == "counterfactual":
             other = check_counterfactual(self, counterfactual, X)
             self.scores_ = np.abs(counterfactual_effect(X, other, site, weights))
-        elif score == "auc":
+        elif ranking == "auc":
             self.scores_ = auc(X, site, weights)
         else:
             self.scores_ = probe_weight(X, site, weights)

@@ -1,4 +1,4 @@
-"""`SpuriousFeatureReport`: which coordinates and directions of an embedding carry the attribute, and what that costs."""
+"""`SpuriousFeatureReport`: which coordinates and directions of an embedding carry the attribute, and its cost."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class SpuriousFeatureReport(BaseEstimator):
     Attributes
     ----------
     coordinates_ : Result
-        A row per column. Arrays of shape (n_features,): `attribute_auc` and `class_auc` (area under the ROC curve of the
-        column alone, 0.5 to 1), `attribute_auc_given_class` and `class_auc_given_attribute` (the same within classes,
-        or within values of the attribute, averaged: free of what class and attribute share), `attribute_information`
-        (nats about the attribute, given the class) and, with counterfactuals, `counterfactual_effect` (mean change with
-        the attribute, in standard deviations).
+        A row per column. Arrays of shape (n_features,): `attribute_auc` and `class_auc` (area under the ROC curve of
+        the column alone, 0.5 to 1), `attribute_auc_given_class` and `class_auc_given_attribute` (the same within
+        classes, or within values of the attribute, averaged: free of what class and attribute share),
+        `attribute_information` (nats about the attribute, given the class) and, with counterfactuals,
+        `counterfactual_effect` (mean change with the attribute, in standard deviations).
     direction_scores_ : Result
         The same for the directions, on rows that they were not found on.
     directions_ : ndarray of shape (n_directions, n_features)
