@@ -1,0 +1,16 @@
+from .mixhop import (
+    NGCN as NGCN,
+    GraphData as GraphData,
+    LearnedArchitecture as LearnedArchitecture,
+    MixHop as MixHop,
+    MixHopClassifier as MixHopClassifier,
+    MixHopConv as MixHopConv,
+    WeightedBlockOutput as WeightedBlockOutput,
+    group_lasso as group_lasso,
+    homophily_graph as homophily_graph,
+    learn_architecture as learn_architecture,
+    load_planetoid as load_planetoid,
+    normalized_adjacency as normalized_adjacency,
+    prune_columns as prune_columns,
+    shrink_columns_ as shrink_columns_,
+)
