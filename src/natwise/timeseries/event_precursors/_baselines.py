@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss
 from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.validation import check_array, check_integer, check_real
+from natwise.timeseries.event_precursors._counts import day_sums, window_sums
 from natwise.timeseries.event_precursors._dataset import EventDataset, check_dataset, check_trainable
 from natwise.timeseries.event_precursors._encoders import words_of
 
@@ -135,24 +136,13 @@ class CountRegression(BaseEstimator):
         return log_loss(dataset.y, self.model_.predict_proba(self._features(dataset))[:, 1], labels=[0, 1])
 
     def _features(self, dataset: EventDataset) -> Any:
-        used = dataset.used_documents()
-        documents = [dataset.documents[j] for j in used]
+        documents = [dataset.documents[j] for j in dataset.used_documents()]
         if self._vectorizer is not None:
             counts = self._vectorizer.transform(documents)
         else:
             counts = sp.csr_array(np.array([np.append(np.atleast_2d(d).sum(axis=0), 1.0) for d in documents]))
-        sizes = [len(day) for day in dataset.day_documents]
-        day = np.repeat(np.arange(len(sizes)), sizes)
-        document = np.searchsorted(used, np.concatenate(dataset.day_documents))
-        inside = np.isin(np.concatenate(dataset.day_documents), used)
-        shape = len(sizes), len(used)
-        of_day = sp.csr_array((np.ones(inside.sum()), (day[inside], document[inside])), shape=shape) @ counts
-        n = len(dataset)
-        windows = sp.csr_array(
-            (np.ones(n * dataset.history), (np.repeat(np.arange(n), dataset.history), dataset.window_days.ravel())),
-            shape=(n, len(sizes)),
-        )
-        both = sp.hstack([windows @ of_day, of_day[dataset.window_days[:, -1]]]).tocsr()
+        of_day = day_sums(dataset, counts)
+        both = sp.hstack([window_sums(dataset, of_day), of_day[dataset.window_days[:, -1]]]).tocsr()
         both.data = np.sign(both.data) * np.log1p(abs(both.data))
         return both
 

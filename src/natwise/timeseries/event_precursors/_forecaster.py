@@ -19,6 +19,7 @@ from natwise.core.training import Trainer, TrainingHistory
 from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
 from natwise.timeseries.event_precursors._baselines import later_part
 from natwise.timeseries.event_precursors._corpus import Corpus
+from natwise.timeseries.event_precursors._counts import word_associations
 from natwise.timeseries.event_precursors._dataset import EventDataset, check_dataset, check_trainable
 from natwise.timeseries.event_precursors._encoders import TextEncoder, Vectors, WordIds, check_encoder, new_vectors
 from natwise.timeseries.event_precursors._model import HierarchicalAttentionLSTM
@@ -30,6 +31,7 @@ from natwise.timeseries.event_precursors._precursors import (
     precursor_frame,
 )
 
+MARK = 0.5  # length of an embedding per standard error of association
 LONGEST_BLOCK = 32  # consecutive instances in a step; more would save little more encoding
 ROWS = 256  # instances read at a time in forecasting
 
@@ -186,7 +188,7 @@ class EventForecaster(BaseEstimator):
         self.models_, self.histories_ = [], []
         for member in range(self.n_members):
             streams = Streams.of(self.random_state).child(f"member-{member}")
-            model = self._new_model(streams).to(device)
+            model = self._new_model(streams, corpora[0]).to(device)
             path = None if checkpoint is None else Path(f"{os.fspath(checkpoint)}{f'-{member}' if member else ''}")
             self.histories_.append(self._train(model, corpora, streams, path))
             self.models_.append(model)
@@ -304,10 +306,10 @@ class EventForecaster(BaseEstimator):
             return WordIds(self.min_documents, self.max_words)
         return new_vectors(self.kind_, self.encoder, sentences=self.sentences, size=self.hidden_dim**0.5)
 
-    def _new_model(self, streams: Streams) -> HierarchicalAttentionLSTM:
+    def _new_model(self, streams: Streams, train: Corpus) -> HierarchicalAttentionLSTM:
         words = isinstance(self.encode_, WordIds)
         with streams.torch_global("init"):
-            return HierarchicalAttentionLSTM(
+            model = HierarchicalAttentionLSTM(
                 len(self.encode_.ids) + 1 if words else None,
                 self.hidden_dim if words else self.encode_.width,
                 self.hidden_dim,
@@ -315,6 +317,10 @@ class EventForecaster(BaseEstimator):
                 dropout=self.dropout,
                 counts=self.counts,
             )
+        if words:
+            associations = word_associations(train.dataset, train.units, len(self.encode_.ids) + 1)
+            _mark_words(model, associations, streams)
+        return model
 
     def _train(
         self, model: HierarchicalAttentionLSTM, corpora: list[Corpus], streams: Streams, checkpoint: Path | None
@@ -400,6 +406,17 @@ class _Blocks:
 
     def __getitem__(self, number: int) -> np.ndarray:
         return self.blocks[number]
+
+
+def _mark_words(model: HierarchicalAttentionLSTM, associations: np.ndarray, streams: Streams) -> None:
+    """Start each word's embedding along a common direction, as far as the word goes with events in training.
+
+    From purely random embeddings, few windows of many words are memorised before the words that matter are found.
+    """
+    direction = torch.randn(model.embedding.embedding_dim, generator=streams.torch("direction"))
+    marks = torch.outer(torch.as_tensor(associations, dtype=torch.float32), direction / direction.norm())
+    with torch.no_grad():
+        model.embedding.weight += MARK * marks
 
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:
