@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from natwise.audit import (
+    certificate,
     change_points,
     data_card,
     data_requirements,
@@ -26,8 +27,9 @@ Answer = Callable[[Context, Deadline], Result]
 QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weight of its share of the time
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
-    "change_points": ("Changes over time", change_points.answer, 4.0),
+    "change_points": ("Changes over time", change_points.answer, 6.0),
     "data_requirements": ("How much more data", data_requirements.answer, 4.0),
+    "certificate": ("Generalisation certificate", certificate.answer, 3.0),
     "label_memory": ("What the labels teach", label_memory.answer, 2.0),
     "data_card": ("Data card", data_card.answer, 1.0),
     "latent_factors": ("Latent factors of the features", latent_factors.answer, 2.0),

@@ -104,7 +104,8 @@ def changes_over_time(answer: Result) -> tuple[Figure, str]:
     axes.hlines(answer.arrays["typical"], steps - 0.4, steps + 0.4, color=INK, linewidth=1, label="usual chance")
     axes.plot(steps, scores, color=ACCENT, marker="o", markersize=5, label="these rows")
     above = [change["step"] for change in answer.params["changes"]]
-    axes.plot(above, scores[above], color=SECOND, linestyle="", marker="o", markersize=8, label="change")
+    if above:
+        axes.plot(above, scores[above], color=SECOND, linestyle="", marker="o", markersize=8, label="change")
     axes.set(ylim=(0, None), xlim=(-0.6, len(steps) - 0.4), ylabel="change score", xlabel="start of the period")
     axes.set_xticks(steps, starts, rotation=30, ha="right")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
@@ -127,6 +128,27 @@ def complexity_against_shuffles(answer: Result) -> tuple[Figure, str]:
         figure,
         f"Complexity of the labels as given: {given:.3g}; of shuffled ones: {shuffled.mean():.3g} on average.",
     )
+
+
+def certificate_bars(answer: Result) -> tuple[Figure, str]:
+    """Return the bounds on the generalisation gap as bars, with the measured gap and the reading at no information."""
+    s = answer.scalars
+    names = {
+        "fcmi": "f-CMI",
+        "hellinger": "Hellinger",
+        "kl": "binary KL",
+        "fast_rate": "fast rate",
+        "tightest": "tightest",
+    }
+    figure, axes = _axes(6.4, 1.8)
+    axes.barh(list(names.values()), [s[name] for name in names], color=ACCENT, height=0.6)
+    axes.axvline(s["gap"], color=SECOND, linewidth=2, label="measured gap")
+    axes.plot([s["null_95"]] * 2, [-0.4, 0.4], color=INK, linewidth=2, label="f-CMI, shuffled splits")
+    axes.set(xlabel="error on new rows less error on training rows")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=9)
+    words = f"Measured gap {s['gap']:.1%}; bounds: " + ", ".join(f"{names[n]} {s[n]:.1%}" for n in names) + "."
+    return figure, words
 
 
 def _pixel_maps(answer: Result) -> tuple[Figure, str]:
