@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import embedding, one_hot
+from torch.nn.functional import embedding
 
 from natwise.core.validation import check_array, check_device, check_integer, check_real, check_same_length
+from natwise.shift.in_context._draws import (
+    allot,
+    differ,
+    draw_examples,
+    generator_of,
+    guaranteed,
+    orthonormal_pair,
+    signed,
+    two_of,
+)
 from natwise.shift.in_context._tasks import Sampler, Tasks, as_tensors, check_features, check_labels, take_rows
 
 Device = str | torch.device
@@ -57,28 +66,22 @@ class SyntheticSampler:
     ):
         self.n_features = check_integer("n_features", n_features, minimum=2)
         self.sizes = _check_sizes(n_context, n_queries)
-        self.scales = [
-            check_real(name, value, minimum=0.0)
-            for name, value in {
-                "label_strength": label_strength,
-                "attribute_strength": attribute_strength,
-                "noise": noise,
-            }.items()
-        ]
+        scales = {"label_strength": label_strength, "attribute_strength": attribute_strength, "noise": noise}
+        self.scales = [check_real(name, value, minimum=0.0) for name, value in scales.items()]
         self.minorities = _check_minorities(minority, minority_query)
         self.device = check_device("device", device)
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        generator = _generator(rng, self.device)
-        u, v = _orthonormal_pair(n_tasks, self.n_features, generator)
+        generator = generator_of(rng, self.device)
+        u, v = orthonormal_pair(n_tasks, self.n_features, generator)
         label_strength, attribute_strength, noise = self.scales
         tasks = {}
         for end, n, minority in zip(("", "_query"), self.sizes, self.minorities, strict=True):
             y = torch.randint(2, (n_tasks, n), generator=generator, device=self.device)
-            attribute = _differ(y, minority, generator)
+            attribute = differ(y, minority, generator)
             e = torch.randn(n_tasks, n, self.n_features, generator=generator, device=self.device)
-            tasks[f"X{end}"] = label_strength * _signed(y) * u + attribute_strength * _signed(attribute) * v + noise * e
+            tasks[f"X{end}"] = label_strength * signed(y) * u + attribute_strength * signed(attribute) * v + noise * e
             tasks[f"y{end}"], tasks[f"attribute{end}"] = y, attribute
         return tasks
 
@@ -144,18 +147,18 @@ class SingleTaskSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        generator = _generator(rng, self.device)
-        group, group_query = (
-            _allot(n_tasks, n, shares, generator) for n, shares in zip(self.sizes, self.shares, strict=True)
+        generator = generator_of(rng, self.device)
+        counts, counts_query = (
+            allot(n_tasks, n, shares, generator) for n, shares in zip(self.sizes, self.shares, strict=True)
         )
-        available = self.counts.expand(n_tasks, 4)
-        chosen = _distinct(available, _most_common(group), generator)
-        context = _pick(chosen, group)
-        if self.own_queries:
-            query = _uniform(self.query_counts[group_query], generator)
-        else:
-            query = _outside(chosen, _count(group, 4), available, group_query, generator)
-        rows, rows_query = self.members[0][group, context], self.members[1][group_query, query]
+        group, member, group_query, member_query = draw_examples(
+            self.counts.expand(n_tasks, 4),
+            counts,
+            counts_query,
+            self.query_counts if self.own_queries else None,
+            generator,
+        )
+        rows, rows_query = self.members[0][group, member], self.members[1][group_query, member_query]
         return {
             "X": embedding(rows, self.X),
             "y": group // 2,
@@ -168,7 +171,7 @@ class SingleTaskSampler:
     def _check_groups(self) -> None:
         n = self.sizes[0]
         for g, share in enumerate(self.shares[0].tolist()):
-            most = _guaranteed(n, share) + (n - sum(_guaranteed(n, s) for s in self.shares[0].tolist())) * (share > 0)
+            most = guaranteed(n, share) + (n - sum(guaranteed(n, s) for s in self.shares[0].tolist())) * (share > 0)
             needed = most + (not self.own_queries and self.shares[1][g] > 0)
             if self.counts[g] < needed:
                 raise ValueError(f"X must have at least {needed} samples of group {g}, got {int(self.counts[g])}")
@@ -236,22 +239,19 @@ class CategoryPairSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        generator = _generator(rng, self.device)
-        pair = _distinct(torch.full((n_tasks, 1), len(self.counts), device=self.device), 2, generator)[:, 0]
-        y, y_query = (_balanced(n_tasks, n, generator) for n in self.sizes)
-        available = self.counts[pair]
-        chosen = _distinct(available, self.sizes[0] // 2, generator)
-        context = _pick(chosen, y)
-        query = _outside(chosen, _count(y, 2), available, y_query, generator)
-        rows, rows_query = self.members[pair.gather(1, y), context], self.members[pair.gather(1, y_query), query]
+        generator = generator_of(rng, self.device)
+        pair = two_of(len(self.counts), n_tasks, generator)
+        half, half_query = (torch.full_like(pair, n // 2) for n in self.sizes)
+        y, member, y_query, member_query = draw_examples(self.counts[pair], half, half_query, None, generator)
+        rows, rows_query = self.members[pair.gather(1, y), member], self.members[pair.gather(1, y_query), member_query]
         minority, minority_query = self.minorities
         return {
             "X": embedding(rows, self.X),
             "y": y,
-            "attribute": _differ(y, minority, generator),
+            "attribute": differ(y, minority, generator),
             "X_query": embedding(rows_query, self.X),
             "y_query": y_query,
-            "attribute_query": _differ(y_query, minority_query, generator),
+            "attribute_query": differ(y_query, minority_query, generator),
         }
 
 
@@ -284,11 +284,11 @@ class SpuriousVectorSampler:
             check_same_length(vector=self.vector, features=X[0, 0])
             v = torch.from_numpy(self.vector).to(X.device)
         else:
-            v = torch.randn(n_tasks, 1, X.shape[2], generator=_generator(rng, X.device), device=X.device)
+            v = torch.randn(n_tasks, 1, X.shape[2], generator=generator_of(rng, X.device), device=X.device)
             norm = X.norm(dim=-1).mean() if self.norm is None else self.norm
             v = v * (norm / v.norm(dim=-1, keepdim=True))
         for end in ("", "_query"):
-            tasks[f"X{end}"] = tasks[f"X{end}"] + _signed(tasks[f"attribute{end}"]) * v
+            tasks[f"X{end}"] = tasks[f"X{end}"] + signed(tasks[f"attribute{end}"]) * v
         return tasks
 
 
@@ -331,7 +331,7 @@ class SwapSampler:
         low, high = self.n_coordinates
         if high > width:
             raise ValueError(f"n_coordinates must be at most the number of features, {width}, got {high}")
-        generator = _generator(rng, device)
+        generator = generator_of(rng, device)
         k = torch.randint(low, high + 1, (n_tasks, 1, 1), generator=generator, device=device)
         ranks = torch.rand(n_tasks, 1, width, generator=generator, device=device).argsort(-1).argsort(-1)
         for end, minority in zip(("", "_query"), self.minorities, strict=True):
@@ -357,124 +357,10 @@ def _exchange(
     return X, attribute
 
 
-# draws of whole batches
-
-
-def _generator(rng: Any, device: torch.device) -> torch.Generator:
-    """Return a torch generator on the device that is seeded by one draw from the NumPy generator."""
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
-    return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
-
-
-def _uniform(sizes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return an integer in [0, size) for each entry of `sizes`; in float64, whose rounding is of no concern."""
-    draws = torch.rand(sizes.shape, generator=generator, device=sizes.device, dtype=torch.float64)
-    return (draws * sizes).long()
-
-
-def _distinct(sizes: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Return k distinct integers in [0, size) for each entry of `sizes` (..., ), in random order, (..., k).
-
-    Floyd's algorithm on all entries at once: k steps, however large the sizes. An entry smaller than k is filled up
-    with numbers that mean nothing.
-    """
-    steps = torch.arange(k, device=sizes.device).view(k, *[1] * sizes.ndim)
-    last = (sizes - k + steps).clamp(min=0)
-    chosen = _uniform(last + 1, generator)
-    for i in range(1, k):
-        taken = (chosen[:i] == chosen[i]).any(dim=0)
-        chosen[i] = torch.where(taken, last[i], chosen[i])
-    return _shuffle(chosen.movedim(0, -1), generator)
-
-
-def _pick(chosen: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Return for each place its group's next unused entry of `chosen` (n_tasks, n_groups, k): (n_tasks, n)."""
-    members = one_hot(group, chosen.shape[1])
-    rank = (members.cumsum(dim=1) - members).gather(2, group[..., None])[..., 0]
-    return chosen[torch.arange(len(group), device=group.device)[:, None], group, rank]
-
-
-def _outside(
-    chosen: torch.Tensor, used: torch.Tensor, sizes: torch.Tensor, group: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Return for each place a random member of its group that is not among the first `used` of `chosen`.
-
-    The r-th number that is left out of a sorted list s is r + #{j : s_j - j <= r}. All lists are searched as one, each
-    lifted above the one before it.
-    """
-    k, limit = chosen.shape[2], int(sizes.max())
-    order = torch.arange(k, device=chosen.device)
-    gaps = chosen.masked_fill(order >= used[..., None], limit + k).sort(dim=-1).values - order
-    number = torch.arange(sizes.numel(), device=chosen.device).view(sizes.shape)
-    lift = (limit + k + 1) * number
-    own = number.gather(1, group)
-    draw = _uniform((sizes - used).gather(1, group), generator)
-    found = torch.searchsorted((gaps + lift[..., None]).flatten(), draw + lift.gather(1, group), right=True)
-    return draw + found - k * own
-
-
-def _allot(n_tasks: int, n: int, shares: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return groups (n_tasks, n) in random order: ``floor(n share)`` of each, the rest drawn from the shares."""
-    fixed = [g for g, share in enumerate(shares.tolist()) for _ in range(_guaranteed(n, share))]
-    groups = torch.tensor(fixed, dtype=torch.int64, device=shares.device).expand(n_tasks, -1)
-    if len(fixed) < n:
-        rest = torch.multinomial(shares, n_tasks * (n - len(fixed)), replacement=True, generator=generator)
-        groups = torch.cat([groups, rest.view(n_tasks, -1)], dim=1)
-    return _shuffle(groups, generator)
-
-
-def _guaranteed(n: int, share: float) -> int:
-    return math.floor(n * share + 1e-9)  # 100 x 0.29 is 28.999...
-
-
-def _balanced(n_tasks: int, n: int, generator: torch.Generator) -> torch.Tensor:
-    """Return labels (n_tasks, n), as many 0 as 1, in random order."""
-    labels = torch.arange(n, device=generator.device) % 2
-    return _shuffle(labels.expand(n_tasks, -1), generator)
-
-
-def _shuffle(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    keys = torch.rand(values.shape, generator=generator, device=values.device)
-    return values.gather(-1, keys.argsort(dim=-1))
-
-
-def _differ(y: torch.Tensor, minority: float, generator: torch.Generator) -> torch.Tensor:
-    """Return y, each entry exchanged with probability `minority`."""
-    exchanged = torch.rand(y.shape, generator=generator, device=y.device) < minority
-    return torch.where(exchanged, 1 - y, y)
-
-
-def _orthonormal_pair(n_tasks: int, width: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two random orthonormal directions per task, each (n_tasks, 1, width).
-
-    Normalised Gaussians, made orthogonal: uniform, signs included. The signs of a QR decomposition are not random.
-    """
-    u, v = torch.randn(2, n_tasks, 1, width, generator=generator, device=generator.device)
-    u = u / u.norm(dim=-1, keepdim=True)
-    v = v - (v * u).sum(dim=-1, keepdim=True) * u
-    return u, v / v.norm(dim=-1, keepdim=True)
-
-
-def _signed(binary: torch.Tensor) -> torch.Tensor:
-    return (2.0 * binary - 1.0)[..., None]
-
-
-def _count(group: torch.Tensor, n_groups: int) -> torch.Tensor:
-    return one_hot(group, n_groups).sum(dim=1)
-
-
-def _most_common(group: torch.Tensor) -> int:
-    return int(_count(group, 4).max())
-
-
-# checks
-
-
 def _check_sampler(sampler: Any) -> Sampler:
     if not callable(sampler):
         raise TypeError(f"sampler must be callable, got {type(sampler).__name__}")
-    return sampler  # type: ignore[no-any-return]
+    return sampler
 
 
 def _check_sizes(n_context: Any, n_queries: Any) -> tuple[int, int]:

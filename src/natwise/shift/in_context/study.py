@@ -164,7 +164,8 @@ def _compare(
 ) -> tuple[Scalars, dict[str, tuple[float, ...]], dict[str, Any]]:
     """Train every learner, and measure it and the baselines on the same tasks of `test`."""
     tasks = test(1000, streams.numpy("test"))
-    scalars, losses = {}, {}
+    scalars: Scalars = {}
+    losses = {}
     for name, options in learners.items():
         learner = SpuriousInContextLearner(
             **_MODELS[scale], **options, device=device, random_state=streams.seed("learner")

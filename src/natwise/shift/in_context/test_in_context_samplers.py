@@ -16,7 +16,7 @@ from natwise.shift import (
     SyntheticSampler,
     flip_labels,
 )
-from natwise.shift.in_context._samplers import _distinct, _generator
+from natwise.shift.in_context._draws import draw_examples, generator_of
 from natwise.testing import check_bad_input, same_bits, unchanged
 
 NAMES = ["X", "y", "attribute", "X_query", "y_query", "attribute_query"]
@@ -76,21 +76,37 @@ def test_shapes_and_seeds(name):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 30), st.integers(0, 20), st.integers(0, 10**6))
-def test_distinct_draws_are_distinct(k, more, seed):
-    sizes = torch.tensor([[k, k + more]]).repeat(3, 1)
-    drawn = _distinct(sizes, k, _generator(rng(seed), torch.device("cpu")))
-    assert drawn.shape == (3, 2, k)
-    assert ((drawn >= 0) & (drawn < sizes[..., None])).all()
-    assert all(len(set(row)) == k for row in drawn.flatten(0, 1).tolist())
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(0, 10**6))
+def test_draws_are_distinct_and_queries_lie_outside(k, other, more, seed):
+    counts, sizes = torch.tensor([[k, other], [other, k]]), torch.tensor([[k + more, 15], [40, 12 + more]])
+    drawn = draw_examples(
+        sizes, counts, torch.tensor([[9, 1], [5, 5]]), None, generator_of(rng(seed), torch.device("cpu"))
+    )
+    for task, (group, member, group_query, member_query) in enumerate(
+        zip(*(part.tolist() for part in drawn), strict=True)
+    ):
+        for g in (0, 1):
+            inside = [m for h, m in zip(group, member, strict=True) if h == g]
+            asked = [m for h, m in zip(group_query, member_query, strict=True) if h == g]
+            assert len(set(inside)) == len(inside) == counts[task, g]
+            assert not set(inside) & set(asked)
+            assert all(0 <= m < sizes[task, g] for m in inside + asked)
 
 
-def test_distinct_draws_are_uniform_in_order_too():
-    drawn = _distinct(torch.full((24_000,), 4), 2, _generator(rng(), torch.device("cpu")))
-    counts = Counter(map(tuple, drawn.tolist()))
-    assert set(counts) == set(permutations(range(4), 2))
-    expected = 24_000 / 12
-    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 31.3  # chi2, 11 degrees, p = .001
+def test_draws_are_uniform_in_order_too():
+    n = 24_000
+    sizes, counts = torch.full((n, 1), 4), torch.full((n, 1), 2)
+    _, member, _, query = draw_examples(sizes, counts, counts // 2, None, generator_of(rng(), torch.device("cpu")))
+    for drawn, kinds in (
+        (member, permutations(range(4), 2)),
+        (torch.cat([member, query], 1), permutations(range(4), 3)),
+    ):
+        counted, expected = Counter(map(tuple, drawn.tolist())), list(kinds)
+        assert set(counted) == set(expected)
+        each = n / len(expected)
+        # chi2 at p = .001 for 11 and 23 degrees of freedom
+        limit = {12: 31.3, 24: 49.7}[len(expected)]
+        assert sum((count - each) ** 2 / each for count in counted.values()) < limit
 
 
 def test_groups_have_exact_counts_where_shares_allow():
