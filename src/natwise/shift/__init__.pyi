@@ -12,3 +12,14 @@ from .in_context import (
     in_context_metrics as in_context_metrics,
     in_context_tokens as in_context_tokens,
 )
+from .spurious_features import (
+    INLP as INLP,
+    LEACE as LEACE,
+    CounterfactualProjection as CounterfactualProjection,
+    DropDimensions as DropDimensions,
+    LastLayerRetrainer as LastLayerRetrainer,
+    LinearDisentangler as LinearDisentangler,
+    SpuriousFeatureReport as SpuriousFeatureReport,
+    group_metrics as group_metrics,
+    infer_attribute as infer_attribute,
+)

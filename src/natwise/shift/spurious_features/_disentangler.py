@@ -45,7 +45,7 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     independence : float, default 20.0
         Weight of the squared correlations of core and other codes with the attribute, and of spurious ones with the
         class. Without spurious codes nothing could hold the attribute, and it is not asked for.
-    tol : float, default 1e-4
+    tol : float, default 1e-6
         Relative decrease of the objective in one iteration below which it has converged.
     max_iter : int, default 1000
         Iterations of L-BFGS on all rows at once.
@@ -107,7 +107,7 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         class_weight: float = 1.0,
         attribute_weight: float = 1.0,
         independence: float = 20.0,
-        tol: float = 1e-4,
+        tol: float = 1e-6,
         max_iter: int = 1000,
         device: str | torch.device = "cpu",
         random_state: RandomState = None,
