@@ -29,7 +29,7 @@ PROBE_COLUMNS = 10
 SHUFFLES = 19  # a score above all of them has a chance of 1 in 20
 MIN_SECONDS = 2.0
 READABLE = 0.95  # of the times
-SHARE_OF_TIME = 0.5  # for the first round of shuffles
+SHARE_OF_TIME = 0.8  # for the first round of shuffles
 SHOWN = 8
 L1, GAMMA = 0.1, 0.1
 MAX_FACTORS = 8
@@ -278,8 +278,8 @@ def _normal_scores(X: np.ndarray, periods: np.ndarray) -> np.ndarray:
 
 def _moved(scores: np.ndarray, limit: float) -> np.ndarray:
     """Return the columns that moved more than any does by chance, strongest first; else the three that moved most."""
-    order = np.argsort(-scores, kind="stable")
-    return order[: min(max(int((scores > limit).sum()), 3), SHOWN)]
+    beyond = int((scores > limit).sum())
+    return np.argsort(-scores, kind="stable")[: min(beyond or 3, SHOWN)]
 
 
 def _summary(changes: list[dict], n_periods: int) -> list[str]:

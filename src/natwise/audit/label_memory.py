@@ -13,6 +13,7 @@ from natwise.audit.network import Network
 from natwise.core.random import Streams
 from natwise.result import Result
 
+MIN_SECONDS = 1.0
 GROWTH = 1.2  # a model's cost grows with about this power of the rows
 RIDGE = 0.01  # of the kernel's mean eigenvalue: equal rows may carry different labels
 MAX_SHUFFLES = 50
@@ -23,6 +24,7 @@ WORTH_SAYING = 0.01  # nats per row
 
 def answer(context: Context, deadline: Deadline) -> Result:
     """Return memorised label information (nats per row) by model, and the labels' complexity against shuffles."""
+    deadline.require(MIN_SECONDS)
     streams = context.streams.child("label_memory")
     issues = _judged(context)
     names, found = ([], {}) if issues is None else _memorised(context, issues, streams, deadline)

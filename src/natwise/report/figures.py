@@ -133,13 +133,8 @@ def complexity_against_shuffles(answer: Result) -> tuple[Figure, str]:
 def certificate_bars(answer: Result) -> tuple[Figure, str]:
     """Return the bounds on the generalisation gap as bars, with the measured gap and the reading at no information."""
     s = answer.scalars
-    names = {
-        "fcmi": "f-CMI",
-        "hellinger": "Hellinger",
-        "kl": "binary KL",
-        "fast_rate": "fast rate",
-        "tightest": "tightest",
-    }
+    names = {"fcmi": "f-CMI", "ld_cmi": "loss difference", "kl": "binary KL", "fast_rate": "fast rate"}
+    names["tightest"] = f"tightest: {answer.params['tightest']}"
     figure, axes = _axes(6.4, 1.8)
     axes.barh(list(names.values()), [s[name] for name in names], color=ACCENT, height=0.6)
     axes.axvline(s["gap"], color=SECOND, linewidth=2, label="measured gap")
