@@ -26,7 +26,9 @@ class Corpus:
         Where the batches go, in float32.
     """
 
-    def __init__(self, dataset: EventDataset, encode: Callable[[Sequence[Any]], list[np.ndarray]], device: torch.device):
+    def __init__(
+        self, dataset: EventDataset, encode: Callable[[Sequence[Any]], list[np.ndarray]], device: torch.device
+    ):
         self.dataset, self.like = dataset, torch.zeros((), device=device)
         self.used = dataset.used_documents()
         self.units = encode([dataset.documents[j] for j in self.used]) if len(self.used) else []
@@ -39,7 +41,10 @@ class Corpus:
         local = [np.searchsorted(documents, member) for member in members]
         units, lengths = self._pad([self.units[i] for i in np.searchsorted(self.used, documents)])
         tables = pad_rows([np.empty(0, np.int64), *local], -1), position.reshape(len(rows), -1) + 1
-        return Windows(units, lengths, *(torch.as_tensor(table, device=self.like.device) for table in tables))
+        known = ~np.isnan(self.dataset.past_labels[rows])
+        past = np.stack([np.where(known, self.dataset.past_labels[rows], 0), known], axis=-1)
+        tensors = [torch.as_tensor(table, device=self.like.device) for table in tables]
+        return Windows(units, lengths, *tensors, torch.as_tensor(past, dtype=self.like.dtype, device=self.like.device))
 
     def document_ids(self, rows: np.ndarray) -> np.ndarray:
         """Return the positions in the dataset of the documents of `windows(rows)`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ class EventDataset:
             documents=documents,
             kind=kind,
             dates=days,
-            day_documents=tuple(np.arange(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)),
+            day_documents=tuple(np.arange(a, b) for a, b in pairwise(edges)),
             window_days=window_days,
             target_dates=targets.tz_localize(zone, nonexistent="shift_forward", ambiguous=True),
             y=known[targets].to_numpy(dtype=np.int64),
@@ -231,7 +232,9 @@ class EventDataset:
             If `shuffle` is not False, or a part would be empty.
         """
         if shuffle is not False:
-            raise ValueError(f"shuffle must be False, got {shuffle!r}: a random split of a time series leaks the future")
+            raise ValueError(
+                f"shuffle must be False, got {shuffle!r}: a random split of a time series leaks the future"
+            )
         day = _cutoff(cutoff, self.target_dates)
         later = np.asarray(self.target_dates >= day)
         earlier = np.asarray(self.target_dates <= day - pd.DateOffset(days=self.lead))
@@ -262,7 +265,7 @@ def check_trainable(name: str, value: Any) -> EventDataset:
 
 
 def _joined(indices: Sequence[pd.DatetimeIndex]) -> pd.DatetimeIndex:
-    return indices[0].append(list(indices[1:])) if len(indices) > 1 else indices[0]
+    return pd.DatetimeIndex(indices[0].append(list(indices[1:])))
 
 
 def _days(name: str, values: Any) -> tuple[pd.DatetimeIndex, Any]:

@@ -165,7 +165,7 @@ def new_vectors(
     """Return what makes vectors of documents of a kind; lengths stay as they are when `size` is None."""
     if kind in ("vectors", "excerpts"):
         return Vectors(None, False, size)
-    words = BagOfWords(max_words) if encoder == "bag_of_words" else encoder
-    if kind == "words" and not isinstance(words, BagOfWords):
+    words = encoder if callable(encoder) else BagOfWords(max_words)
+    if kind == "words" and callable(encoder):
         raise ValueError(f"encoder must be 'words' or 'bag_of_words' for word ids, got {encoder!r}")
     return Vectors(words, sentences, size)

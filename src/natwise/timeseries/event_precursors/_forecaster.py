@@ -59,6 +59,9 @@ class EventForecaster(BaseEstimator):
         Let the encoder make a vector of each sentence instead of the whole text: excerpts are then sentences.
     counts : bool
         Tell the model how many documents a day has: see `HierarchicalAttentionLSTM`.
+    past_labels : bool
+        Let the model see the labels of the days of the window, as the baselines do. Precursors are then what the documents
+        say beyond them.
     n_members : int
         Models trained from different initial weights; forecasts and scores are their means.
     class_weight : {"balanced", None}
@@ -119,6 +122,7 @@ class EventForecaster(BaseEstimator):
         encoder: str | TextEncoder = "words",
         sentences: bool = False,
         counts: bool = True,
+        past_labels: bool = False,
         n_members: int = 1,
         class_weight: str | None = "balanced",
         dropout: float = 0.3,
@@ -138,6 +142,7 @@ class EventForecaster(BaseEstimator):
         self.encoder = encoder
         self.sentences = sentences
         self.counts = counts
+        self.past_labels = past_labels
         self.n_members = n_members
         self.class_weight = class_weight
         self.dropout = dropout
@@ -276,7 +281,7 @@ class EventForecaster(BaseEstimator):
     def _check(self) -> None:
         check_encoder(self.encoder, ("words", "bag_of_words"))
         check_option("class_weight", self.class_weight, ("balanced", None))
-        for name in ("sentences", "counts"):
+        for name in ("sentences", "counts", "past_labels"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {shorten(getattr(self, name))}")
         for name in ("hidden_dim", "n_members", "max_epochs", "batch_size", "min_documents", "max_words"):
@@ -316,6 +321,7 @@ class EventForecaster(BaseEstimator):
                 excerpts=words or self.kind_ == "excerpts" or (self.sentences and self.kind_ == "text"),
                 dropout=self.dropout,
                 counts=self.counts,
+                past_labels=self.past_labels,
             )
         if words:
             associations = word_associations(train.dataset, train.units, len(self.encode_.ids) + 1)
@@ -409,10 +415,11 @@ class _Blocks:
 
 
 def _mark_words(model: HierarchicalAttentionLSTM, associations: np.ndarray, streams: Streams) -> None:
-    """Start each word's embedding along a common direction, as far as the word goes with events in training.
+    """Start each word's embedding along a common direction, as far as it goes with events beyond two standard errors.
 
     From purely random embeddings, few windows of many words are memorised before the words that matter are found.
     """
+    associations = np.sign(associations) * np.maximum(abs(associations) - 2, 0)
     direction = torch.randn(model.embedding.embedding_dim, generator=streams.torch("direction"))
     marks = torch.outer(torch.as_tensor(associations, dtype=torch.float32), direction / direction.norm())
     with torch.no_grad():

@@ -103,6 +103,8 @@ class HierarchicalAttentionLSTM(nn.Module):
     counts : bool
         Append log(1 + number of documents) to each day's vector. Attention is a mean and cannot tell one report of
         violence from twenty.
+    past_labels : bool
+        Append each day's label, and whether it is known, to its vector; lists of instances bring none.
 
     Notes
     -----
@@ -128,6 +130,7 @@ class HierarchicalAttentionLSTM(nn.Module):
         excerpts: bool = True,
         dropout: float = 0.0,
         counts: bool = False,
+        past_labels: bool = False,
     ):
         super().__init__()
         if vocab_size is not None:
@@ -136,7 +139,7 @@ class HierarchicalAttentionLSTM(nn.Module):
             check_integer(name, value, minimum=1)
         size = check_integer("attention_dim", hidden_dim if attention_dim is None else attention_dim, minimum=1)
         check_real("dropout", dropout, minimum=0.0, maximum=1.0)
-        self.vocab_size, self.counts = vocab_size, counts
+        self.vocab_size, self.counts, self.past_labels = vocab_size, counts, past_labels
         document_dim = hidden_dim if excerpts else embedding_dim
         if vocab_size is not None:
             self.embedding = nn.Embedding(vocab_size, embedding_dim)
@@ -147,7 +150,7 @@ class HierarchicalAttentionLSTM(nn.Module):
         self.excerpts = excerpts
         self.document_attention = Attention(document_dim, size)
         self.empty_day = nn.Parameter(torch.zeros(document_dim))
-        self.day_lstm = nn.LSTM(document_dim + counts, hidden_dim, batch_first=True)
+        self.day_lstm = nn.LSTM(document_dim + counts + 2 * past_labels, hidden_dim, batch_first=True)
         self.day_attention = Attention(hidden_dim, size)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_dim, 1)
@@ -183,7 +186,7 @@ class HierarchicalAttentionLSTM(nn.Module):
         """Encode each document and each day once, then read all windows."""
         documents, gamma = self.encode_documents(windows.units, windows.lengths)
         days, alpha = self.encode_days(documents, windows.day_documents)
-        logit, beta = self.read_days(days[windows.days], windows.present)
+        logit, beta = self.read_days(self.join_days(days, windows), windows.present)
         return FlatOutput(logit, beta, alpha, gamma)
 
     def encode_documents(self, units: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,6 +212,11 @@ class HierarchicalAttentionLSTM(nn.Module):
         if self.counts:
             vectors = torch.cat([vectors, torch.log1p(number.to(vectors.dtype))], dim=1)
         return vectors, alpha
+
+    def join_days(self, days: Tensor, windows: Windows) -> Tensor:
+        """Return what the day LSTM reads of every window, (n, history, size), from the vectors of days."""
+        vectors = days[windows.days]
+        return torch.cat([vectors, windows.past], dim=-1) if self.past_labels else vectors
 
     def read_days(self, days: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (n,) and attention (n, history) of windows of day vectors (n, history, size)."""

@@ -53,9 +53,8 @@ def planted_precursors(
     rng = Streams.of(random_state).numpy("planted")
     days = pd.date_range("2020-01-01", periods=n_days)
     day = np.repeat(np.arange(n_days), rng.integers(documents_per_day + 1, size=n_days))
-    texts = []
-    for length in rng.integers(words_per_document // 2, words_per_document + 1, size=len(day)):
-        texts.append([f"word{number}" for number in rng.integers(vocab_size, size=length)])
+    lengths = rng.integers(words_per_document // 2, words_per_document + 1, size=len(day))
+    texts = [[f"word{number}" for number in rng.integers(vocab_size, size=length)] for length in lengths]
     filled = np.unique(day)
     chosen = filled[rng.random(len(filled)) < 1 - (1 - base_rate) ** (1 / history)]
     planted = np.zeros(len(day), dtype=bool)
@@ -64,7 +63,7 @@ def planted_precursors(
         texts[document][rng.integers(len(texts[document]))] = PLANTED_WORD
         planted[document] = True
     rises = np.isin(np.arange(n_days), chosen)
-    labels = [rises[max(0, d - lead - history + 1) : max(0, d - lead + 1)].any() for d in range(n_days)]
+    events = [rises[max(0, d - lead - history + 1) : max(0, d - lead + 1)].any() for d in range(n_days)]
     documents = [" ".join(words) for words in texts]
-    labels = pd.Series(np.array(labels, dtype=int), index=days)
+    labels = pd.Series(np.array(events, dtype=int), index=days)
     return EventDataset.from_documents(days[day], documents, labels, history, lead), planted

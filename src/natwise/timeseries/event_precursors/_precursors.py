@@ -40,7 +40,7 @@ def attention_scores(model: HierarchicalAttentionLSTM, corpus: Corpus, rows: np.
     windows = corpus.windows(rows)
     output = model.read(windows)
     places = _places(windows)
-    score = (output.beta[:, :, None] * output.alpha[windows.days])[places.index]
+    score = (output.beta[:, :, None] * output.alpha[windows.days])[places.cell]
     ids = corpus.document_ids(rows)
     if not excerpts:
         row, document, excerpt = places.row, places.document, torch.zeros_like(places.row)
@@ -110,7 +110,12 @@ def excerpt_occlusion_scores(
 
 
 def precursor_frame(
-    dataset: EventDataset, row: np.ndarray, document: np.ndarray, score: np.ndarray, top_k: int | None, **columns: np.ndarray
+    dataset: EventDataset,
+    row: np.ndarray,
+    document: np.ndarray,
+    score: np.ndarray,
+    top_k: int | None,
+    **columns: np.ndarray,
 ) -> pd.DataFrame:
     """Return the `top_k` entries of every instance with the highest score, best first; all when None."""
     if top_k is not None:
@@ -134,7 +139,7 @@ class _Places(NamedTuple):
     document: Tensor
 
     @property
-    def index(self) -> tuple[Tensor, Tensor, Tensor]:
+    def cell(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.row, self.time, self.slot
 
 
@@ -176,16 +181,17 @@ class _Reader:
     ):
         self.model, self.windows, self.shift, self.base_rate = model, windows, shift, base_rate
         self.days, _ = model.encode_days(documents, windows.day_documents)
-        self.whole = self._probability(self.days[windows.days], windows.present)
+        self.inputs = model.join_days(self.days, windows)
+        self.whole = self._probability(self.inputs, windows.present)
 
     def change(self, places: _Places, tables: Tensor, documents: Tensor) -> np.ndarray:
         """Return how much the probability falls when the day of each place has the documents of its table row."""
         falls = [np.empty(0)]
         for part in torch.arange(len(places.row), device=documents.device).split(CHUNK):
             row, time = places.row[part], places.time[part]
-            vectors, present = self.days[self.windows.days[row]], self.windows.present[row].clone()
+            vectors, present = self.inputs[row], self.windows.present[row]  # copies
             each = torch.arange(len(part), device=documents.device)
-            vectors[each, time] = self.model.encode_days(documents, tables[part])[0]
+            vectors[each, time, : self.days.shape[1]] = self.model.encode_days(documents, tables[part])[0]
             present[each, time] = (tables[part] >= 0).any(dim=1)
             falls.append((self.whole[row] - self._probability(vectors, present)).cpu().numpy())
         return np.concatenate(falls)

@@ -25,12 +25,15 @@ class Windows(NamedTuple):
         Documents of each day, padded by -1. Day 0 is empty and stands for the absent days of shorter instances.
     days : Tensor of shape (n, history)
         Days of each instance, earliest first, padded by 0 at the end.
+    past : Tensor of shape (n, history, 2)
+        Label of each day, 0 where it is not known, and whether it is known.
     """
 
     units: Tensor
     lengths: Tensor
     day_documents: Tensor
     days: Tensor
+    past: Tensor
 
     @property
     def present(self) -> Tensor:
@@ -58,9 +61,7 @@ def pad_units(documents: Sequence[Any], width: int | None, like: Tensor) -> tupl
     return torch.as_tensor(units, dtype=like.dtype, device=like.device), lengths
 
 
-def windows_of(
-    instances: Sequence[Any], vocab_size: int | None, width: int, excerpts: bool, like: Tensor
-) -> Windows:
+def windows_of(instances: Sequence[Any], vocab_size: int | None, width: int, excerpts: bool, like: Tensor) -> Windows:
     """Return nested lists as `Windows`, after checking them; dtype and device are those of `like`."""
     if not isinstance(instances, Sequence) or not len(instances):
         raise ValueError(f"instances must be a list of at least one instance, got {shorten(instances)}")
@@ -79,8 +80,10 @@ def windows_of(
         vectors = np.array(documents).reshape(-1, width)
         units = torch.as_tensor(vectors, dtype=like.dtype, device=like.device)
         lengths = torch.ones(len(documents), dtype=torch.int64, device=like.device)
-    padded = [torch.as_tensor(pad_rows(rows, fill), device=like.device) for rows, fill in ((day_documents, -1), (days, 0))]
-    return Windows(units, lengths, *padded)
+    tables = [
+        torch.as_tensor(pad_rows(rows, fill), device=like.device) for rows, fill in ((day_documents, -1), (days, 0))
+    ]
+    return Windows(units, lengths, *tables, like.new_zeros(*tables[1].shape, 2))
 
 
 def _document(document: Any, vocab_size: int | None, width: int, excerpts: bool) -> np.ndarray:

@@ -14,8 +14,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.optimize import check_grad
 
 from natwise.core.io import load_npz
-from natwise.timeseries import HierarchicalAttentionLSTM, NestedMIL, nmil_objective, planted_precursors
 from natwise.testing import check_bad_input
+from natwise.timeseries import HierarchicalAttentionLSTM, NestedMIL, nmil_objective, planted_precursors
 
 GOLDEN = load_npz(Path(__file__).with_name("golden.npz"))
 ATTENTION, NMIL = (json.loads(GOLDEN[f"{name}/expected"].tobytes()) for name in ("attention", "nmil"))
@@ -34,7 +34,7 @@ def golden_model():
         state[f"{name}_attention.query"] = g[f"{short}_u"]
     model = HierarchicalAttentionLSTM(30, 6, 5, 4).double()
     model.load_state_dict(state)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def flat(nested):
@@ -161,9 +161,7 @@ def naive_nmil(w, X, y, cosines, beta=3.0, gamma=0.5, margin=0.5, threshold=0.5,
 
 def bags(seed, n=4, d=3, days=None):
     rng = np.random.default_rng(seed)
-    X = [
-        [rng.normal(size=(rng.integers(1, 4), d)) for _ in range(days or rng.integers(1, 5))] for _ in range(n)
-    ]
+    X = [[rng.normal(size=(rng.integers(1, 4), d)) for _ in range(days or rng.integers(1, 5))] for _ in range(n)]
     return X, rng.integers(2, size=n), [rng.uniform(-1, 1, size=len(bag)) for bag in X], rng.normal(size=d)
 
 

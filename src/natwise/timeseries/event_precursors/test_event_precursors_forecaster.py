@@ -1,7 +1,5 @@
 """Datasets and their guards against leaks, the forecaster, precursors, baselines and metrics."""
 
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +9,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
-from natwise.testing import check_bad_input, check_result, check_resume, same_bits, unchanged
+from natwise.testing import check_bad_input, check_result, same_bits, unchanged
 from natwise.timeseries import (
     BagOfWords,
     CountRegression,
@@ -126,13 +124,12 @@ def test_bad_input_of_a_dataset():
         ({"documents": [np.ones((2, 3))] * 11 + [np.ones((2, 4))]}, ValueError, "one length"),
         ({"documents": [[1, 9]] * 12, "vocab_size": 9}, ValueError, "below vocab_size=9"),
     ]
-    check_bad_input(
-        EventDataset.from_documents, cases, dates=DAYS, documents=TEXTS, labels=LABELS, history=3, lead=1
-    )
+    check_bad_input(EventDataset.from_documents, cases, dates=DAYS, documents=TEXTS, labels=LABELS, history=3, lead=1)
     data = EventDataset.from_documents(DAYS, TEXTS, LABELS, 3, 1)
     other = EventDataset.from_documents(DAYS, np.eye(12), LABELS, 3, 1)
     check_bad_input(
-        EventDataset.concatenate, [({"datasets": [data, other]}, ValueError, "same kind"), ({"datasets": [1]}, TypeError, "list")]
+        EventDataset.concatenate,
+        [({"datasets": [data, other]}, ValueError, "same kind"), ({"datasets": [1]}, TypeError, "list")],
     )
 
 
@@ -179,7 +176,9 @@ def test_fit_repeats_itself_and_changes_nothing():
         assert model.fit(train) is model
     again = clone(model).fit(train)
     assert same_bits(model.predict_proba(test), again.predict_proba(test))
-    assert not same_bits(model.predict_proba(test), clone(model).set_params(random_state=1).fit(train).predict_proba(test))
+    assert not same_bits(
+        model.predict_proba(test), clone(model).set_params(random_state=1).fit(train).predict_proba(test)
+    )
     one = np.concatenate([model.predict_proba(test[[i]]) for i in range(len(test))])
     np.testing.assert_allclose(one, model.predict_proba(test), atol=1e-6)
     with pytest.raises(NotFittedError):
@@ -225,7 +224,9 @@ def test_every_kind_of_document(kind, options):
     np.testing.assert_allclose(frame.groupby("instance")["score"].sum(), 1, atol=1e-5)
     assert frame["date"].lt(frame["target_date"]).all()
     windows = test.windows
-    assert all(any(document in day for day in windows[i]) for i, document in frame[["instance", "document"]].to_numpy()[:, :2])
+    assert all(
+        any(document in day for day in windows[i]) for i, document in frame[["instance", "document"]].to_numpy()[:, :2]
+    )
     if model.models_[0].excerpts:
         parts = model.precursors(test, top_k=None, level="excerpt")
         np.testing.assert_allclose(parts.groupby("instance")["score"].sum(), 1, atol=1e-5)
@@ -365,7 +366,9 @@ def test_logistic_regression_on_counts(kind):
     assert features.shape[0] == len(test)
     if kind == "text":
         word = model._vectorizer.vocabulary_["uprising"]
-        counts = [sum(data.documents[j].split().count("uprising") for d in window for j in d) for window in test.windows]
+        counts = [
+            sum(data.documents[j].split().count("uprising") for d in window for j in d) for window in test.windows
+        ]
         np.testing.assert_allclose(features[:, [word]].toarray()[:, 0], np.log1p(counts))
     check_bad_input(lambda Cs: CountRegression(Cs).fit(train), [({"Cs": (0.0,)}, ValueError, "> 0")])
 
