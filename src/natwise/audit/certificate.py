@@ -20,7 +20,7 @@ N_SPLITS = 30
 N_PERMUTATIONS = 30
 READING_SECONDS = 1.5e-4  # per pair of rows, for all bounds once
 SAFETY = 0.5
-SHOWN = ("tightest", "fast_rate", "kl", "hellinger", "fcmi")
+SHOWN = ("tightest", "fast_rate", "kl", "ld_cmi", "fcmi")
 NAMES = {
     "fcmi": "f-CMI",
     "ecmi": "e-CMI",
@@ -28,8 +28,10 @@ NAMES = {
     "fast_rate": "fast rate",
     "kl": "binary KL",
     "kl_ecmi": "binary KL of losses",
-    "hellinger": "Hellinger",
-    "interpolation": "interpolation",
+    "oracle_free_mi": "oracle-free f-information",
+    "mi_tv": "f-information, total variation",
+    "hellinger_tv": "Hellinger, total variation",
+    "linear": "linear",
 }
 
 

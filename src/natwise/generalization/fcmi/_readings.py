@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ERRORS = ("train_error", "test_error", "gap")
 ON_TEST_ERROR = ("kl", "kl_ecmi", "linear", "linear_ecmi", "interpolation", "interpolation_single")
 NEED_INTERPOLATION = ("interpolation", "interpolation_single")
+TAKE_THE_GAP = ("oracle_mi", "hellinger", "jsd", "chi2")  # B_i, the measured gap of a pair, is one of their inputs
 IN_THE_MEAN = ("single_loss", "single_loss_other", "ld_cmi_pooled")  # hold over supersamples, not for a given one
 
 
@@ -62,11 +63,15 @@ def read(runs: SupersampleRuns, estimator: str) -> dict[str, np.ndarray]:
 
 
 def tightest(scalars: Mapping[str, float]) -> tuple[float, str]:
-    """Return the least bound on the gap and its name; what holds without training errors counts only then."""
+    """Return the least bound on the gap and its name, among those that the runs support.
+
+    What holds without training errors counts only then; what holds over supersamples alone or takes the gap as an input
+    does not count.
+    """
     least = {
         name: scalars[name] - (scalars["train_error"] if what == "test error" else 0.0)
         for name, what in bounds_on(scalars).items()
-        if name not in IN_THE_MEAN and (name not in NEED_INTERPOLATION or scalars["train_error"] == 0.0)
+        if name not in IN_THE_MEAN + TAKE_THE_GAP and (name not in NEED_INTERPOLATION or scalars["train_error"] == 0.0)
     }
     name = min(least, key=lambda bound: least[bound])
     return least[name], name

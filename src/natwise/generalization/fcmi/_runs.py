@@ -247,7 +247,8 @@ class SupersampleRuns:
             ``interpolation_single``, which hold without training errors only;
 
             ``tightest``, the least bound on the gap, bounds on the test error less the training error among them. A
-            single loss and pooled supersamples bound the mean over supersamples only and do not take part.
+            single loss and pooled supersamples bound the mean over supersamples only, and ``oracle_mi``, ``hellinger``,
+            ``jsd`` and ``chi2`` take the measured gap of each pair as an input: they do not take part.
             ``params["reading"]`` is "guarantee" or "estimate", ``params["tightest"]`` names the least bound and
             ``params["bounds_on"]`` says of each what it bounds. Arrays ``information_<target>`` per pair, in nats.
         """

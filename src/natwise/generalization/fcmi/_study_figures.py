@@ -67,6 +67,7 @@ def _bounds_over_n(axes: Axes, result: Result) -> None:
     axes.set(xscale="log", yscale="log", xlabel="training samples n", ylabel="gap, and bounds on it")
     axes.set_xticks(a["n"], [f"{n:d}" for n in a["n"]])
     axes.minorticks_off()
+    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1.0], ["0.05", "0.1", "0.2", "0.5", "1"])
     axes.set_title("A perceptron on ten digits")
     axes.legend(frameon=False, fontsize=8, ncols=2)
 

@@ -106,7 +106,7 @@ def _mnist_4_9(data_dir: DataDir) -> tuple[np.ndarray, np.ndarray]:
 def _mnist_runs(n: int, scale: str, seed: int, data_dir: str | None, device: str) -> Result:
     from ._batched import BatchedTrainer
 
-    n_supersamples, max_epochs = {"ci": (1, 20), "small": (2, 60 if n < 100 else 30), "paper": (5, 200)}[scale]
+    n_supersamples, max_epochs = {"ci": (3, 20), "small": (5, 30) if n < 100 else (3, 20), "paper": (5, 200)}[scale]
     X, y = _mnist_4_9(data_dir)
     recipe = BatchedTrainer(mnist_network, max_epochs=max_epochs, device=device)
     return run_supersample_experiment(recipe, X, y, n, random_state=seed, n_supersamples=n_supersamples)
