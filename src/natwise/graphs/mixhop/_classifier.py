@@ -103,9 +103,9 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     The published setting for Cora is ``hidden=[{0: 24, 1: 18, 2: 18}], output_widths={1: 7, 2: 7}, optimizer="sgd",
-    learning_rate=1.0, decrement_every=40, lasso=5e-3, batch_norm="batch"``; with a learning rate of 1 some data diverge.
-    The released trainer broke ties in validation accuracy by test accuracy, and added the lasso to the loss instead of
-    taking the proximal step.
+    learning_rate=1.0, decrement_every=40, lasso=5e-3``; with a learning rate of 1 some data diverge. The released
+    trainer broke ties in validation accuracy by test accuracy, and added the lasso to the loss instead of taking the
+    proximal step.
 
     Examples
     --------
@@ -371,7 +371,7 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
 
 def living_architecture(network: MixHop) -> list[dict[int, int]]:
     """Return, per mixing layer, how many columns of every power are not zero."""
-    return [{p: int((w != 0).any(dim=0).sum()) for p, w in conv.weights.items()} for conv in network.convs]
+    return [{p: int((w != 0).any(dim=0).sum()) for p, w in conv.weights.items()} for conv in network.layers]
 
 
 def _error(features: Features, graph: Graph, codes: torch.Tensor, val: np.ndarray) -> Any:

@@ -62,6 +62,9 @@ class MixHopConv(nn.Module):
     torch.Size([5, 5])
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_channels: int,
@@ -152,9 +155,7 @@ def check_widths(name: str, value: Any, powers: Any) -> dict[int, int]:
     for power in widths:
         check_integer(name_of_powers, power, minimum=0)
     if not widths:
-        raise ValueError(
-            f"{name_of_powers} must hold at least one power, got {shorten(powers or value)}"
-        )
+        raise ValueError(f"{name_of_powers} must hold at least one power, got {shorten(powers or value)}")
     if not any(widths.values()):
         raise ValueError(f"{name} must have a positive sum of widths, got {shorten(value)}")
     return {int(power): width for power, width in widths.items() if width}

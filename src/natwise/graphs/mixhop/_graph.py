@@ -197,8 +197,12 @@ def _stamp(source: Any) -> Any:
     if isinstance(source, torch.Tensor):
         return source._version
     if isinstance(source, np.ndarray):
-        return zlib.crc32(np.ascontiguousarray(source))
+        return _checksum(source)
     if sparse.issparse(source) and source.format in ("csr", "csc", "coo"):
         names = ("row", "col", "data") if source.format == "coo" else ("indptr", "indices", "data")
-        return tuple(zlib.crc32(np.ascontiguousarray(getattr(source, name))) for name in names)
+        return tuple(_checksum(getattr(source, name)) for name in names)
     return None
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data) if array.size else 0

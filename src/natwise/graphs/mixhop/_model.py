@@ -139,6 +139,8 @@ class MixHop(nn.Module):
     torch.Size([4, 2])
     """
 
+    output: WeightedBlockOutput | nn.Linear
+
     def __init__(
         self,
         in_channels: int,
@@ -177,20 +179,26 @@ class MixHop(nn.Module):
         self._graphs, self._features = Memory(), Memory()
 
     @property
+    def layers(self) -> list[MixHopConv]:
+        """The mixing layers, that of the output included."""
+        return [conv for conv in self.convs if isinstance(conv, MixHopConv)]
+
+    @property
     def architecture(self) -> list[dict[int, int]]:
         """Columns per power of every mixing layer."""
-        return [dict(conv.widths) for conv in self.convs]
+        return [dict(layer.widths) for layer in self.layers]
 
     def forward(self, x: Any, adjacency: Any) -> torch.Tensor:
         """Return logits (n, n_classes); x and adjacency as in `MixHopConv`."""
-        first = self.convs[0]
+        *hidden, last = self.layers
+        first = self.layers[0]
         z = recall_features(self._features, x, first.weight, first.in_channels)
         graph = recall_graph(self._graphs, adjacency, z.shape[0], first.weight)
         z = self._prepared(z)
-        for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
+        for conv, norm in zip(hidden, self.norms, strict=True):
             z = ACTIVATIONS[self.activation](norm(conv(z, graph))) * alive_columns(conv)
             z = F.dropout(z, self.dropout, self.training)
-        return self.output(self.convs[-1](z, graph))
+        return self.output(last(z, graph))
 
     def loss(self, x: Any, adjacency: Any, labels: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy (nats) of `nodes`, plus the output layer's penalty.
@@ -336,13 +344,13 @@ def alive_columns(conv: MixHopConv) -> torch.Tensor:
     return (conv.weight.detach() != 0).any(dim=0).to(conv.weight.dtype)
 
 
-def kernels(module: nn.Module) -> list[nn.Parameter]:
+def kernels(module: nn.Module) -> list[torch.Tensor]:
     """Return the weight matrices that are penalised: no biases, shifts or block weights."""
-    parts = [part.weight for part in module.modules() if isinstance(part, (MixHopConv, nn.Linear))]
+    parts: list[torch.Tensor] = [part.weight for part in module.modules() if isinstance(part, (MixHopConv, nn.Linear))]
     return parts + [part.second for part in module.modules() if isinstance(part, NGCN)]
 
 
-def _output(kind: str, in_channels: int, n_classes: int) -> nn.Module:
+def _output(kind: str, in_channels: int, n_classes: int) -> WeightedBlockOutput | nn.Linear:
     if kind == "weighted":
         return WeightedBlockOutput(in_channels, n_classes)
     linear = nn.Linear(in_channels, n_classes, bias=False)

@@ -51,7 +51,7 @@ def shrink_columns_(module: nn.Module, amount: float) -> None:
     amount = check_real("amount", amount, minimum=0.0)
     for conv in _layers(module):
         norms = torch.linalg.vector_norm(conv.weight, dim=0)
-        conv.weight *= torch.where(norms > amount, 1 - amount / norms.clamp(min=1e-30), 0.0)
+        conv.weight.mul_(torch.where(norms > amount, 1 - amount / norms.clamp(min=1e-30), 0.0))
 
 
 def prune_columns(model: MixHop, budget: int | Sequence[int] | None = None, threshold: float | None = None) -> MixHop:
@@ -85,7 +85,7 @@ def prune_columns(model: MixHop, budget: int | Sequence[int] | None = None, thre
         raise TypeError(f"model must be a MixHop, got {type(model).__name__}")
     if budget is not None and threshold is not None:
         raise ValueError(f"threshold must be None with a budget, got {threshold}")
-    layers = [_Candidates.of(model, index) for index in range(len(model.convs))]
+    layers = [_Candidates.of(model, index) for index in range(len(model.layers))]
     if budget is None:
         limit = check_real("threshold", 0.0 if threshold is None else threshold, minimum=0.0)
         kept = [layer.norms > limit for layer in layers]
@@ -106,8 +106,8 @@ class _Candidates:
 
     @classmethod
     def of(cls, model: MixHop, index: int) -> _Candidates:
-        conv = model.convs[index]
-        last = index == len(model.convs) - 1
+        conv = model.layers[index]
+        last = index == len(model.layers) - 1
         size = model.n_classes if last and isinstance(model.output, WeightedBlockOutput) else 1
         squares = conv.weight.detach().square().sum(dim=0)
         if last and conv.bias is not None:  # with a bias, what has no weights is not zero
@@ -123,7 +123,7 @@ def _within_budget(layers: list[_Candidates], budget: int | Sequence[int]) -> li
         return [_within_budget([layer], part)[0] for layer, part in zip(layers, budget, strict=True)]
     least = sum(layer.size for layer in layers)
     left = check_integer("budget", budget, minimum=least) - least
-    kept = [torch.zeros(len(layer.norms), dtype=torch.bool) for layer in layers]
+    kept = [torch.zeros_like(layer.norms, dtype=torch.bool) for layer in layers]
     for layer, keep in zip(layers, kept, strict=True):
         keep[layer.norms.argmax()] = True
     ranked = sorted(
@@ -140,10 +140,9 @@ def _within_budget(layers: list[_Candidates], budget: int | Sequence[int]) -> li
 @torch.no_grad()
 def _operated(model: MixHop, columns: list[torch.Tensor]) -> MixHop:
     pruned = copy.deepcopy(model)
-    inputs = torch.ones(model.convs[0].in_channels, dtype=torch.bool)
-    columns = [keep.to(model.convs[0].weight.device) for keep in columns]
-    for conv, keep in zip(pruned.convs, columns, strict=True):
-        _cut(conv, inputs.to(keep.device), keep)
+    inputs = columns[0].new_ones(pruned.layers[0].in_channels)
+    for conv, keep in zip(pruned.layers, columns, strict=True):
+        _cut(conv, inputs, keep)
         inputs = keep
     for norm, keep in zip(pruned.norms, columns[:-1], strict=True):
         _cut_norm(norm, keep)
@@ -167,25 +166,27 @@ def _cut_norm(norm: nn.Module, columns: torch.Tensor) -> None:
             setattr(norm, name, _parameter(parameter[columns], parameter))
     if isinstance(norm, nn.BatchNorm1d):
         norm.num_features = int(columns.sum())
-        norm.running_mean, norm.running_var = norm.running_mean[columns], norm.running_var[columns]
+        for name, statistics in list(norm.named_buffers()):
+            if statistics.ndim:
+                setattr(norm, name, statistics[columns])
 
 
 def _cut_output(model: MixHop, columns: torch.Tensor) -> None:
-    output, last = model.output, model.convs[-1]
+    output, last = model.output, model.layers[-1]
     output.in_channels = last.out_channels
     if isinstance(output, WeightedBlockOutput):
         blocks = columns[:: model.n_classes]
         share = output.q.softmax(0)[blocks].sum()
-        last.weight *= share  # the softmax over fewer blocks divides by it
+        last.weight.mul_(share)  # the softmax over fewer blocks divides by it
         if last.bias is not None:
-            last.bias *= share
+            last.bias.mul_(share)
         output.q = _parameter(output.q[blocks], output.q)
     else:
         output.in_features = last.out_channels
         output.weight = _parameter(output.weight[:, columns], output.weight)
 
 
-def _parameter(values: torch.Tensor, like: nn.Parameter) -> nn.Parameter:
+def _parameter(values: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(values.clone(), requires_grad=like.requires_grad)
 
 
