@@ -34,13 +34,13 @@ def issues(models, noise=0.2, **params):
 def context(answered=None, labels=LABELS, with_network=True):
     table = make_table(X, labels)
     encoded, streams = encode(table.features), Streams(0)
-    linear = network.linearise(table, encoded.X, streams.child("network"), Deadline(20)) if with_network else None
+    linear = network.linearise(table, encoded.X, streams.child("network"), Deadline(600)) if with_network else None
     return Context(table, encoded, streams, network=linear, answered={} if answered is None else answered)
 
 
 @pytest.fixture(scope="module")
 def answered():
-    return label_memory.answer(context({"label_issues": issues(["logistic regression"])}), Deadline(20))
+    return label_memory.answer(context({"label_issues": issues(["logistic regression"])}), Deadline(600))
 
 
 def test_a_stiff_model_memorises_nothing_and_trees_do(answered):
@@ -63,7 +63,7 @@ def test_training_error_is_that_of_the_training_rows(answered):
 
 def test_several_models_are_averaged():
     names = ["logistic regression", "extra trees"]
-    found = label_memory.answer(context({"label_issues": issues(names)}, with_network=False), Deadline(20))
+    found = label_memory.answer(context({"label_issues": issues(names)}, with_network=False), Deadline(600))
     assert found.params["models"][:3] == [" + ".join(names), *names]
     assert "complexity" not in found.scalars
 
@@ -84,7 +84,7 @@ def test_complexity_is_that_of_the_definition(answered):
 
 
 def test_random_labels_are_as_hard_as_shuffles():
-    found = label_memory.answer(context(labels=RNG.permutation(LABELS)), Deadline(20))
+    found = label_memory.answer(context(labels=RNG.permutation(LABELS)), Deadline(600))
     shuffled = found.arrays["shuffled_complexity"]
     assert abs(found.scalars["complexity"] - shuffled.mean()) < 5 * shuffled.std()
     assert found.params["models"] == []  # nobody judged the labels
@@ -92,7 +92,7 @@ def test_random_labels_are_as_hard_as_shuffles():
 
 @pytest.mark.parametrize("extra", [{"too_much_noise": True}, {"unanswered": "no time"}])
 def test_unknown_noise_is_not_memorised(extra):
-    found = label_memory.answer(context({"label_issues": issues(["extra trees"], **extra)}), Deadline(20))
+    found = label_memory.answer(context({"label_issues": issues(["extra trees"], **extra)}), Deadline(600))
     assert not found.params["judged"]
     assert "memorised" not in found.arrays
     assert "complexity" in found.scalars
