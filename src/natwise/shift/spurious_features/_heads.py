@@ -101,9 +101,9 @@ def fit_worst_group_head(X: np.ndarray, codes: np.ndarray, groups: np.ndarray, C
 
     even = np.full(len(counts), 1 / len(counts))
     simplex = {"type": "eq", "fun": lambda q: q.sum() - 1, "jac": lambda q: np.ones_like(q)}
-    found = minimize(
-        negative_dual, even, jac=True, method="SLSQP", bounds=[(1e-6, 1)] * len(counts), constraints=[simplex]
-    )
+    shares = {"bounds": [(1e-6, 1)] * len(counts), "constraints": [simplex]}
+    options = {"ftol": 1e-10, "maxiter": 300}
+    found = minimize(negative_dual, even, jac=True, method="SLSQP", options=options, **shares)
     q = found.x / found.x.sum()
     head = head_of(q)
     losses = losses_of(head)

@@ -89,7 +89,7 @@ def wilson_interval(hits: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _check_same_kind(y: np.ndarray, y_pred: np.ndarray) -> None:
-    if (y.dtype.kind in "US") != (y_pred.dtype.kind in "US"):
+    if isinstance(y[0], str) != isinstance(y_pred[0], str):
         raise TypeError(
             f"y_pred must hold labels of the kind of y, got {shorten(y_pred.tolist())} against {shorten(y.tolist())}"
         )

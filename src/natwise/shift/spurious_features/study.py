@@ -196,8 +196,8 @@ def _split(scale: str, seed: int, data_dir: DataDir) -> Measured:
     streams, angles = Streams(seed), []
     for number in range(N_SPLITS[scale]):
         rng = streams.numpy(number)
-        y, site = rng.integers(2, size=(2, 3000))
-        parts = 0.5 * rng.standard_normal((3000, 5))
+        y, site = rng.integers(2, size=(2, 10000))
+        parts = 0.5 * rng.standard_normal((10000, 5))
         parts[:, :2] += np.stack([y, site], axis=1)
         mixing = np.linalg.qr(rng.standard_normal((5, 5)))[0] * rng.uniform(0.5, 2, size=5)
         model = LinearDisentangler(1, 1, random_state=streams.seed(f"model-{number}"))
