@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -91,12 +91,12 @@ class FiniteLearningProblem:
         sizes = f"n_samples={self.n_samples}, n_points={self.n_points}, n_hypotheses={self.n_hypotheses}"
         return f"FiniteLearningProblem({sizes})"
 
-    def information(self, subset: int | Sequence[int]) -> float:
+    def information(self, subset: int | Collection[int]) -> float:
         """Return I(W; the training samples in `subset`).
 
         Parameters
         ----------
-        subset : int or sequence of int
+        subset : int or collection of int
             Positions in the training set, from 0: one, a pair, …, or ``range(n_samples)`` for all.
 
         Returns
@@ -286,8 +286,8 @@ def _count_samples(shape: tuple[int, ...], n_points: int, n_hypotheses: int) -> 
 def _check_subset(subset: Any, n_samples: int) -> tuple[int, ...]:
     if isinstance(subset, numbers.Integral):
         subset = (subset,)
-    if not isinstance(subset, (Sequence, range, np.ndarray)) or isinstance(subset, (str, bytes)):
-        raise TypeError(f"subset must be an integer or a sequence of integers, got {shorten(subset)}")
+    if not isinstance(subset, Collection) or isinstance(subset, (str, bytes)):
+        raise TypeError(f"subset must be an integer or several integers, got {shorten(subset)}")
     kept = tuple(check_integer("subset", position, minimum=0, maximum=n_samples - 1) for position in subset)
     if not kept or len(set(kept)) < len(kept):
         raise ValueError(f"subset must hold at least one sample and none twice, got {shorten(subset)}")

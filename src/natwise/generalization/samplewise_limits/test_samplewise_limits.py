@@ -143,7 +143,7 @@ def test_information_grows_with_the_subset_and_ignores_its_order(seed):
     values = [problem.information(subset) for subset in subsets]
     assert (np.diff(values) >= -1e-12).all()
     assert values[0] >= 0
-    assert problem.information(subsets[-1][::-1]) == values[-1]
+    assert problem.information(subsets[-1][::-1]) == problem.information(set(subsets[-1])) == values[-1]
 
 
 def test_mean_over_the_posterior():
@@ -224,7 +224,7 @@ def test_bad_problems():
         (lambda p: p.information(-1), ValueError, "subset must be >= 0"),
         (lambda p: p.information(()), ValueError, "at least one sample"),
         (lambda p: p.information((0, 0)), ValueError, "none twice"),
-        (lambda p: p.information("01"), TypeError, "subset must be an integer or a sequence"),
+        (lambda p: p.information("01"), TypeError, "subset must be an integer or several"),
         (lambda p: p.information([0.0]), TypeError, "subset must be an integer"),
         (lambda p: p.subset_bound(3), ValueError, "size must be >= 1 and <= 2"),
         (lambda p: p.gap_tail(-0.1), ValueError, "threshold must be >= 0"),
