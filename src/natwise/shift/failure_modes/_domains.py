@@ -6,20 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natwise.shift.failure_modes._folds import Probe, fit_predict, stratified_folds, unseen
+from natwise.shift.failure_modes._folds import Probe, Rows, fit_predict, stratified_folds, unseen
 
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """Rows of all domains, those of the test domain with the code K, the number of training domains.
+    """Rows of all domains, those of the test domain with the code K, the number of training domains."""
 
-    `rank` is each row's place in the canonical order.
-    """
-
-    Z: np.ndarray
+    rows: Rows
     y: np.ndarray
     domain: np.ndarray
-    rank: np.ndarray
 
     @property
     def n_training(self) -> int:
@@ -36,7 +32,7 @@ def distinguishability(
     """
     fold = np.full(len(domains.y), -1)
     if cv is not None:
-        fold = stratified_folds(domains.domain * (domains.y.max() + 1) + domains.y, domains.rank, cv, rng)
+        fold = stratified_folds(domains.domain * (domains.y.max() + 1) + domains.y, domains.rows.rank, cv, rng)
     shares = np.zeros((3, len(domains.y)))  # of each row in I_0, I_1, I_2
     K = domains.n_training
     everything = np.arange(len(domains.y))
@@ -61,7 +57,7 @@ def _shares(
     balanced = np.stack([_balanced(domain != missing, domain) for missing in left_out])
     seen = np.arange(n_folds)[:, None] != fold
     weight = (balanced[:, None] * seen).reshape(-1, len(rows))
-    predicted = fit_predict(probe, domains.Z[rows], codes.repeat(n_folds, axis=0), weight, K).codes
+    predicted = fit_predict(probe, domains.rows[rows], codes.repeat(n_folds, axis=0), weight, K).codes
     predicted = predicted.reshape(len(left_out), n_folds, len(rows))
     hits = np.stack([(own[0] if cv is None else unseen(fold, own)) for own in predicted]) == codes
     totals = balanced.sum(axis=1, keepdims=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from natwise.shift.failure_modes._probe import fit_logistic, predict_logistic
+from natwise.shift.failure_modes._probe import Basis, fit_logistic, predict_logistic
 
 Probe: TypeAlias = "LogisticProbe | Any"
 DIGITS = 9  # of the leverages that are compared: rounding noise in them must not order rows
@@ -17,10 +17,9 @@ DIGITS = 9  # of the leverages that are compared: rounding noise in them must no
 
 @dataclass(frozen=True)
 class LogisticProbe:
-    """Multinomial logistic regression by `fit_logistic`: the inverse penalty `C`, and where it is fitted."""
+    """Multinomial logistic regression by `fit_logistic`, with the inverse penalty `C`."""
 
     C: float
-    device: torch.device
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +38,40 @@ class Predictions:
     coefficients: torch.Tensor | None = None
 
 
-def canonical_order(Z: np.ndarray) -> np.ndarray:
-    """Return an order of the rows that any permutation, and nearly any invertible affine map, leaves as it is.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows that probes are fitted on, and what all probes share.
 
-    Rows are ordered by leverage, and by their values where leverages agree.
+    Attributes
+    ----------
+    Z : ndarray of float64, shape (n, d)
+        As given.
+    basis : Basis
+        The same in their principal axes.
+    rank : ndarray of int, shape (n,)
+        Each row's place in an order that permutations, and nearly all affine maps, leave as it is: by leverage, and by
+        value where leverages agree.
     """
-    centred = Z - Z.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(Z))
-    kept = values > 1e-12 * max(values[-1], 1e-300)
-    scores = centred @ (vectors[:, kept] / np.sqrt(values[kept]))
-    leverage = np.round((scores**2).sum(axis=1), DIGITS)
-    order = np.argsort(leverage, kind="stable")
-    if (np.diff(leverage[order]) > 0).all():
-        return order
-    return np.lexsort((*Z.T[::-1], leverage))
+
+    Z: np.ndarray
+    basis: Basis
+    rank: np.ndarray
+
+    @classmethod
+    def of(cls, Z: np.ndarray, device: torch.device) -> Rows:
+        """Return rows with their principal axes and ranks."""
+        basis = Basis.of(torch.tensor(Z, device=device))
+        leverage = np.round(basis.leverages().cpu().numpy(), DIGITS)
+        order = np.argsort(leverage, kind="stable")
+        if not (np.diff(leverage[order]) > 0).all():
+            order = np.lexsort((*Z.T[::-1], leverage))
+        rank = np.empty(len(Z), dtype=np.int64)
+        rank[order] = np.arange(len(Z))
+        return cls(Z, basis, rank)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Rows:
+        index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.basis.X.device)
+        return Rows(self.Z[rows], self.basis[index], self.rank[rows])
 
 
 def stratified_folds(strata: np.ndarray, rank: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
@@ -72,7 +91,7 @@ def stratified_folds(strata: np.ndarray, rank: np.ndarray, n_folds: int, rng: np
 
 def fit_predict(
     probe: Probe,
-    Z: np.ndarray,
+    rows: Rows,
     codes: np.ndarray,
     weight: np.ndarray,
     n_classes: int,
@@ -85,8 +104,8 @@ def fit_predict(
     probe : LogisticProbe or scikit-learn classifier
         A classifier is cloned, and fitted on the rows of positive weight; it must take `sample_weight` unless all
         these weights are equal.
-    Z : ndarray of float64, shape (n, d)
-        Rows.
+    rows : Rows
+        The n rows.
     codes : ndarray of int64, shape (B, n)
         Classes of each fit.
     weight : ndarray of float64, shape (B, n)
@@ -97,14 +116,14 @@ def fit_predict(
         Coefficients to start from.
     """
     if isinstance(probe, LogisticProbe):
-        X, targets, weights = (torch.tensor(array, device=probe.device) for array in (Z, codes, weight))
-        found = fit_logistic(X, targets, weights, n_classes, C=probe.C, start=start)
-        return Predictions(predict_logistic(X, found).cpu().numpy(), found)
+        targets, weights = (torch.tensor(array, device=rows.basis.X.device) for array in (codes, weight))
+        found = fit_logistic(rows.basis, targets, weights, n_classes, C=probe.C, start=start)
+        return Predictions(predict_logistic(rows.basis, found).cpu().numpy(), found)
     predicted = np.empty(codes.shape, dtype=np.int64)
     for b, (target, weights) in enumerate(zip(codes, weight, strict=True)):
-        rows = weights > 0
-        extra = {} if np.ptp(weights[rows]) == 0 else {"sample_weight": weights[rows]}
-        predicted[b] = clone(probe).fit(Z[rows], target[rows], **extra).predict(Z)
+        seen = weights > 0
+        extra = {} if np.ptp(weights[seen]) == 0 else {"sample_weight": weights[seen]}
+        predicted[b] = clone(probe).fit(rows.Z[seen], target[seen], **extra).predict(rows.Z)
     return Predictions(predicted)
 
 

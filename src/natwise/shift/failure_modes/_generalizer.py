@@ -189,7 +189,8 @@ class DomainGeneralizer(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the likeliest class of each row, (n_samples,)."""
-        return self.classes_[self._logits(X).argmax(dim=1).numpy()]
+        best = self._logits(X).argmax(dim=1).numpy()
+        return self.classes_[best]
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the representation (n_samples, d) in float32, which the linear head reads."""

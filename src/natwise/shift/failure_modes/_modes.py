@@ -17,7 +17,7 @@ from natwise.shift.failure_modes._errors import PairedErrors
 from natwise.shift.failure_modes._folds import (
     LogisticProbe,
     Probe,
-    canonical_order,
+    Rows,
     fit_predict,
     stratified_folds,
     unseen,
@@ -181,13 +181,12 @@ class FailureModes(BaseEstimator):
         self._check_counts(problem)
         streams = Streams.of(self.random_state)
         Z = np.concatenate([problem.Z_train, problem.Z_test])
-        rank = np.empty(len(Z), dtype=np.int64)
-        rank[canonical_order(Z)] = np.arange(len(Z))
+        rows = Rows.of(Z, check_device("device", self.device))
         self.classes_, self.domains_, self.n_features_in_ = problem.classes, problem.domains, Z.shape[1]
-        self._decompose(probe, problem, Z, rank, streams)
+        self._decompose(probe, problem, rows, streams)
         if self.distinguishability:
             numbers_ = np.append(problem.domain, np.full(len(problem.Z_test), len(problem.domains)))
-            domains = Domains(Z, np.append(problem.y_train, problem.y_test), numbers_, rank)
+            domains = Domains(rows, np.append(problem.y_train, problem.y_test), numbers_)
             found = distinguishability(probe, domains, self.cv, streams.numpy("domain folds"))
             self.distinguishability_, self.distinguishability_se_, self.domain_accuracies_ = found
         return self
@@ -209,11 +208,11 @@ class FailureModes(BaseEstimator):
             raise TypeError(f"C must be a number, got {shorten(self.C)} ({type(self.C).__name__})")
         if math.isnan(self.C) or self.C <= 0:
             raise ValueError(f"C must be > 0, or infinity for no penalty, got {self.C}")
-        device = check_device("device", self.device)
+        check_device("device", self.device)
         if isinstance(self.probe, str):
             check_option("probe", self.probe, ("logistic",))
-            return LogisticProbe(float(self.C), device)
-        if isinstance(self.probe, type) or not is_classifier(self.probe):
+            return LogisticProbe(float(self.C))
+        if not isinstance(self.probe, BaseEstimator) or not is_classifier(self.probe):
             raise TypeError(f"probe must be 'logistic' or a scikit-learn classifier, got {shorten(self.probe)}")
         return self.probe
 
@@ -233,18 +232,18 @@ class FailureModes(BaseEstimator):
         names = [f"domain {shorten(name.item())}" for name in problem.domains]
         return check_counts(cells.reshape(n_domains, n_classes), names, problem.classes, fewest, reason)
 
-    def _decompose(self, probe: Probe, problem: Problem, Z: np.ndarray, rank: np.ndarray, streams: Streams) -> None:
+    def _decompose(self, probe: Probe, problem: Problem, both: Rows, streams: Streams) -> None:
         n, n_classes = len(problem.y_train), len(problem.classes)
         y = np.append(problem.y_train, problem.y_test)
         train, test = slice(n), slice(n, None)
-        source_fold, fold, joint_fold = self._folds(problem, rank, streams)
+        source_fold, fold, joint_fold = self._folds(problem, both.rank, streams)
         n_folds = self.cv or 1
 
         def run(rows: slice, held: np.ndarray, start: Any = None) -> tuple[np.ndarray, float, Any]:
             """Return out-of-fold predictions (fitted ones where nothing is held out) and the error on fitted rows."""
             seen = np.arange(n_folds)[:, None] != held
             codes = np.broadcast_to(y[rows], seen.shape)
-            found = fit_predict(probe, Z[rows], codes, seen.astype(np.float64), n_classes, start)
+            found = fit_predict(probe, both[rows], codes, seen.astype(np.float64), n_classes, start)
             predicted = found.codes[0] if (held < 0).all() else unseen(held, found.codes)
             return predicted, float((found.codes != codes)[seen].mean()), found.coefficients
 

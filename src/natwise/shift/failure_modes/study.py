@@ -36,15 +36,21 @@ HEART_REFERENCE = {  # e'_0 to e'_3 with scikit-learn's logistic regression in f
 CAUSES = ("classes mixed everywhere", "classes mixed in the test domain", "labels turned round", "a shortcut was taken")
 FLIPS = (0.1, 0.2, 0.3, 0.9)  # how often colour and label disagree: three training domains, the test domain
 LABEL_NOISE = 0.25
+MINI_METHODS: dict[str, dict[str, Any]] = {
+    "erm": {"algorithm": "erm", "max_epochs": 25},
+    "erm_long": {"algorithm": "erm", "max_epochs": 100},  # by then the label noise is memorised
+    "irm": {"algorithm": "irm", "weight": 1e4, "max_epochs": 75},
+}
 FULL_METHODS: dict[str, dict[str, Any]] = {
     "erm": {},
-    "irm": {"weight": 1e4, "irm_estimator": "full"},
+    "irm": {"weight": 1e4},
     "vrex": {"weight": 1e3},
     "coral": {},
     "mmd": {},
     "dann": {},
     "group_dro": {},
 }
+FULL_EPOCHS = (1, 3, 9, 27)  # the shorter trainings are beginnings of the longer
 DataDir = str | os.PathLike[str] | None
 Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
@@ -148,67 +154,57 @@ def _mini_mnist(seed: int, data_dir: DataDir, device: str) -> Found:
 
 @functools.lru_cache(maxsize=1)  # two claims read the same runs
 def _mini_runs(path: str, seed: int, device: str) -> Found:
-    methods = {"erm": {}, "irm": {"weight": 1e4, "irm_estimator": "full"}}
-    params = {"n_train": 1750, "n_id": 500, "max_epochs": 100, "anneal_steps": 100, "batch_size": 1500}
-    found, accuracies = {}, {}
-    for name, options in methods.items():
-        found[name], accuracies[f"{name}_train_accuracy"] = _coloured(path, name, options, params, seed, device)
-    return _collect(found, _effect(found) | accuracies, params)
+    found, metrics, params = _coloured(path, MINI_METHODS, {"n_train": 1750, "n_id": 500}, seed, device)
+    metrics |= _effect(found["erm"], found["irm"])
+    metrics |= {f"{name}_long": value for name, value in _effect(found["erm_long"], found["irm"]).items()}
+    return _collect(found, metrics, params)
 
 
 def _full_mnist(seed: int, data_dir: DataDir, device: str) -> Found:
-    """Train every method for 1, 3, 9 and 27 epochs (the shorter trainings are beginnings of the longer)."""
-    path = str(local.find(MNIST, data_dir))
-    params: dict[str, Any] = {"n_train": 12_000, "n_id": 3000, "anneal_steps": 100, "batch_size": 1500}
-    lengths = (1, 3, 9, 27)
-    found, accuracies = {}, {}
-    for name, options in FULL_METHODS.items():
-        for max_epochs in lengths:
-            case = f"{name}_{max_epochs}"
-            trained = {**params, "max_epochs": max_epochs}
-            found[case], accuracies[f"{case}_train_accuracy"] = _coloured(path, name, options, trained, seed, device)
-    last = {name: found[f"{name}_{lengths[-1]}"] for name in FULL_METHODS}
-    return _collect(found, _effect(last) | accuracies, {**params, "max_epochs": list(lengths)})
+    methods = {
+        f"{name}_{max_epochs}": {"algorithm": name, "max_epochs": max_epochs, **options}
+        for name, options in FULL_METHODS.items()
+        for max_epochs in FULL_EPOCHS
+    }
+    sizes = {"n_train": 12_000, "n_id": 3000}
+    found, metrics, params = _coloured(str(local.find(MNIST, data_dir)), methods, sizes, seed, device)
+    last = FULL_EPOCHS[-1]
+    return _collect(found, metrics | _effect(found[f"erm_{last}"], found[f"irm_{last}"]), params)
 
 
-def _effect(found: dict[str, FailureModes]) -> dict[str, float]:
-    change = found["irm"].parts_ - found["erm"].parts_
+def _effect(erm: FailureModes, irm: FailureModes) -> dict[str, float]:
+    change = irm.parts_ - erm.parts_
     return {"noninvariance_cut": -change[3], "underfitting_rise": change[0]}
 
 
 def _coloured(
-    path: str, name: str, options: dict[str, Any], params: dict[str, Any], seed: int, device: str
-) -> tuple[FailureModes, float]:
-    """Train one method on coloured digits; return its diagnosis and its accuracy on the training rows."""
+    path: str, methods: dict[str, dict[str, Any]], sizes: dict[str, int], seed: int, device: str
+) -> tuple[dict[str, FailureModes], dict[str, float], dict[str, Any]]:
+    """Train every method on coloured digits; return the diagnoses, the accuracies on training rows, and the setting."""
     from torch import nn
 
     streams = Streams(seed)
-    train, held, new = _colour_domains(path, params["n_train"], params["n_id"], streams)
+    train, held, new = _colour_domains(path, sizes["n_train"], sizes["n_id"], streams)
+    common = {"selection": "last", "anneal_steps": 100, "batch_size": 1500}
     with streams.torch_global("featurizer"):
         featurizer = nn.Sequential(nn.Linear(392, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
-    model = DomainGeneralizer(
-        name,
-        **options,
-        featurizer=featurizer,
-        selection="last",
-        max_epochs=params["max_epochs"],
-        anneal_steps=params["anneal_steps"],
-        batch_size=params["batch_size"],
-        device=device,
-        random_state=streams.child("training"),
-    ).fit(train[0], train[1], train[2])
-    modes = FailureModes(device=device, random_state=seed).fit(
-        model.transform(train[0]),
-        train[1],
-        train[2],
-        model.transform(new[0]),
-        new[1],
-        model.predict(held[0]),
-        held[1],
-        model.predict(new[0]),
-        test_domain=len(FLIPS) - 1,
-    )
-    return modes, model.score(train[0], train[1])
+    found, accuracies = {}, {}
+    for name, options in methods.items():
+        chosen = {**common, **options, "featurizer": featurizer, "device": device}
+        model = DomainGeneralizer(**chosen, random_state=streams.child("training")).fit(*train)
+        found[name] = FailureModes(device=device, random_state=seed).fit(
+            model.transform(train[0]),
+            train[1],
+            train[2],
+            model.transform(new[0]),
+            new[1],
+            model.predict(held[0]),
+            held[1],
+            model.predict(new[0]),
+            test_domain=len(FLIPS) - 1,
+        )
+        accuracies[f"{name}_train_accuracy"] = model.score(*train[:2])
+    return found, accuracies, {**sizes, **common, "methods": methods}
 
 
 def _colour_domains(path: str, n_train: int, n_id: int, streams: Streams) -> tuple[tuple[np.ndarray, ...], ...]:
@@ -255,12 +251,11 @@ def figure(claim: str, result: Result) -> Figure:
 def _by_length(result: Result) -> Figure:
     from matplotlib.figure import Figure
 
-    lengths = result.params["max_epochs"]
-    parts = result.arrays["parts"].reshape(len(FULL_METHODS), len(lengths), 4)
+    parts = result.arrays["parts"].reshape(len(FULL_METHODS), len(FULL_EPOCHS), 4)
     drawing = Figure(figsize=(12, 5.5), layout="constrained")
     panels = drawing.subplots(2, 4, sharex=True, sharey=True).ravel()
     for axes, name, own in zip(panels, FULL_METHODS, parts, strict=False):
-        stacked(axes, np.array(lengths), own)
+        stacked(axes, np.array(FULL_EPOCHS), own)
         axes.set(title=name, xscale="log", xlabel="epochs")
     for axes in panels[[0, 4]]:
         axes.set_ylabel("error (share of rows)")
