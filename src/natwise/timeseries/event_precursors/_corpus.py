@@ -40,11 +40,12 @@ class Corpus:
         documents = np.unique(np.concatenate(members))
         local = [np.searchsorted(documents, member) for member in members]
         units, lengths = self._pad([self.units[i] for i in np.searchsorted(self.used, documents)])
-        tables = pad_rows([np.empty(0, np.int64), *local], -1), position.reshape(len(rows), -1) + 1
+        table = torch.as_tensor(pad_rows([np.empty(0, np.int64), *local], -1), device=self.like.device)
+        windows = torch.as_tensor(position.reshape(len(rows), -1) + 1, device=self.like.device)
         known = ~np.isnan(self.dataset.past_labels[rows])
-        past = np.stack([np.where(known, self.dataset.past_labels[rows], 0), known], axis=-1)
-        tensors = [torch.as_tensor(table, device=self.like.device) for table in tables]
-        return Windows(units, lengths, *tensors, torch.as_tensor(past, dtype=self.like.dtype, device=self.like.device))
+        labels = np.stack([np.where(known, self.dataset.past_labels[rows], 0), known], axis=-1)
+        past = torch.as_tensor(labels, dtype=self.like.dtype, device=self.like.device)
+        return Windows(units, lengths, table, windows, past)
 
     def document_ids(self, rows: np.ndarray) -> np.ndarray:
         """Return the positions in the dataset of the documents of `windows(rows)`."""

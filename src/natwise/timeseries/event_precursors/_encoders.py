@@ -91,6 +91,11 @@ class WordIds:
         rows = ([self.ids.get(word, 0) for word in self.words(document)] or [0] for document in documents)
         return [np.array(row, dtype=np.int64) for row in rows]
 
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return len(self.ids) + 1
+
     def excerpt(self, document: Any, position: int) -> str:
         """Return a word with the two before and after it."""
         return " ".join(self.words(document)[max(0, position - 2) : position + 3])
@@ -139,11 +144,17 @@ class Vectors:
         vectors = self._encode([sentence for sentences in parts for sentence in sentences])
         return np.split(vectors, np.cumsum([len(sentences) for sentences in parts])[:-1])
 
+    @property
+    def vectors_width(self) -> int:
+        """Length of the vectors, known after `fit`."""
+        return int(self.width or 0)
+
     def excerpt(self, document: str, position: int) -> str:
         """Return a sentence."""
         return split_sentences(document)[position]
 
     def _encode(self, texts: list[str]) -> np.ndarray:
+        assert self.encoder is not None
         vectors = check_array("encoder's vectors", self.encoder(texts), shape=(len(texts), self.width or "width"))
         return vectors * self.scale
 

@@ -39,9 +39,9 @@ ROWS = 256  # instances read at a time in forecasting
 class EventForecaster(BaseEstimator):
     """Forecasts events from the documents of the days before, and says which of them announced the event.
 
-    Documents become vectors, by a word LSTM with attention or by any text encoder; attention over the documents of a day
-    and an LSTM with attention over days give the probability: see `HierarchicalAttentionLSTM`. The weights of the epoch
-    with the lowest loss on a later period are kept.
+    Documents become vectors, by a word LSTM with attention or by any text encoder; attention over the documents of a
+    day and an LSTM with attention over days give the probability: see `HierarchicalAttentionLSTM`. The weights of the
+    epoch with the lowest loss on a later period are kept.
 
     A step takes consecutive days of a series, so that a document is encoded about once per epoch though up to `history`
     windows share it.
@@ -52,16 +52,15 @@ class EventForecaster(BaseEstimator):
         Units of the LSTMs, and length of word embeddings and attention queries.
     encoder : {"words", "bag_of_words"} or callable
         What texts become. ``"words"``: a vocabulary and a word LSTM, learned from the training documents;
-        ``"bag_of_words"``: `BagOfWords`; a function: list of texts -> array (n_texts, width), such as the ``encode`` of a
-        sentence embedder; it is not trained and sees each document once in `fit`. Not used for documents that are
-        vectors.
+        ``"bag_of_words"``: `BagOfWords`; a function: list of texts -> array (n_texts, width), such as the ``encode`` of
+        a sentence embedder, which is not trained. Not used for documents that are vectors.
     sentences : bool
         Let the encoder make a vector of each sentence instead of the whole text: excerpts are then sentences.
     counts : bool
         Tell the model how many documents a day has: see `HierarchicalAttentionLSTM`.
     past_labels : bool
-        Let the model see the labels of the days of the window, as the baselines do. Precursors are then what the documents
-        say beyond them.
+        Let the model see the labels of the days of the window, as the baselines do. Precursors are then what the
+        documents say beyond them.
     n_members : int
         Models trained from different initial weights; forecasts and scores are their means.
     class_weight : {"balanced", None}
@@ -77,7 +76,7 @@ class EventForecaster(BaseEstimator):
     patience : int, optional
         Stop after so many epochs without a lower validation loss.
     validation_fraction : float
-        Share of the days, the last ones, held out to choose the epoch when `fit` is given no validation; 0 trains to
+        Share of the days, the last ones, held out to choose the epoch when `fit` gets no validation; 0 trains to
         the last epoch.
     min_documents : int
         Words of fewer training documents are treated as unknown words.
@@ -255,9 +254,9 @@ class EventForecaster(BaseEstimator):
         Returns
         -------
         DataFrame
-            By ``instance`` (position in `dataset`), best first: ``document`` (position in ``dataset.documents``), ``score``,
-            for excerpts ``excerpt`` (position in the document) and, of texts, ``text``; ``date``, ``target_date``. Instances
-            without documents have no rows.
+            By ``instance`` (position in `dataset`), best first: ``document`` (position in ``dataset.documents``),
+            ``score``, for excerpts ``excerpt`` (position in the document) and, of texts, ``text``; ``date``,
+            ``target_date``. Instances without documents have no rows.
         """
         corpus = self._corpus(dataset)
         check_option("by", by, ("attention", "occlusion"))
@@ -312,19 +311,20 @@ class EventForecaster(BaseEstimator):
         return new_vectors(self.kind_, self.encoder, sentences=self.sentences, size=self.hidden_dim**0.5)
 
     def _new_model(self, streams: Streams, train: Corpus) -> HierarchicalAttentionLSTM:
-        words = isinstance(self.encode_, WordIds)
+        encode = self.encode_
+        words = isinstance(encode, WordIds)
         with streams.torch_global("init"):
             model = HierarchicalAttentionLSTM(
-                len(self.encode_.ids) + 1 if words else None,
-                self.hidden_dim if words else self.encode_.width,
+                encode.size if isinstance(encode, WordIds) else None,
+                self.hidden_dim if isinstance(encode, WordIds) else encode.vectors_width,
                 self.hidden_dim,
                 excerpts=words or self.kind_ == "excerpts" or (self.sentences and self.kind_ == "text"),
                 dropout=self.dropout,
                 counts=self.counts,
                 past_labels=self.past_labels,
             )
-        if words:
-            associations = word_associations(train.dataset, train.units, len(self.encode_.ids) + 1)
+        if isinstance(encode, WordIds):
+            associations = word_associations(train.dataset, train.units, encode.size)
             _mark_words(model, associations, streams)
         return model
 

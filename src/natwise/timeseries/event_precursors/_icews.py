@@ -1,4 +1,4 @@
-"""Coded political events of 2014 as documents: does violence in a country exceed its usual level tomorrow?"""
+"""Coded political events of 2014 as documents: will a country see more violence tomorrow than usual."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from natwise.timeseries.event_precursors._dataset import EventDataset
 
 ICEWS = "events/icews14_events.npz"
 FEWEST_EVENTS, MEDIAN_DAYS = 300, 200
-COUNTRIES = ["Afghanistan", "China", "Colombia", "Egypt", "India", "Iran", "Iraq", "Israel", "Kenya", "Lebanon", "Libya", "Mexico", "Nigeria", "Pakistan", "Philippines", "Russia", "Somalia", "South Sudan", "Sudan", "Syria", "Thailand", "Turkey", "Ukraine", "Yemen"]
+# fmt: off
+COUNTRIES = (
+    "Afghanistan", "China", "Colombia", "Egypt", "India", "Iran", "Iraq", "Israel", "Kenya", "Lebanon",
+    "Libya", "Mexico", "Nigeria", "Pakistan", "Philippines", "Russia", "Somalia", "South Sudan", "Sudan",
+    "Syria", "Thailand", "Turkey", "Ukraine", "Yemen",
+)
+# fmt: on
 _VIOLENCE = re.compile(  # assault, fight and mass violence: the roots 18 to 20 of the CAMEO code
     "violence|military force|fight|bombing|assassinate|abduct|assault|torture|aerial weapons|mass killings|occupy"
     "|biological",

@@ -29,8 +29,8 @@ def event_metrics(y: Any, probability: Any, *, threshold: float = 0.5) -> dict[s
     Returns
     -------
     dict
-        ``auc``, ``average_precision``, ``brier``, ``accuracy``, ``precision``, ``recall``, ``f1``, ``base_rate``. What has no
-        defined value (the AUC of one class, the precision of no forecast) is 0.5 for the AUC and 0 else.
+        ``auc``, ``average_precision``, ``brier``, ``accuracy``, ``precision``, ``recall``, ``f1``, ``base_rate``. What
+        has no defined value (the AUC of one class, the precision of no forecast) is 0.5 for the AUC and 0 else.
 
     Examples
     --------
@@ -99,8 +99,8 @@ def compare_forecasts(
     Returns
     -------
     Result
-        Scalars ``<name>_auc``, ``…_se``, ``…_low``, ``…_high``, and ``<first>_minus_<name>`` with the same endings; array
-        ``auc`` (n_resamples, n_forecasts).
+        Scalars ``<name>_auc``, ``…_se``, ``…_low``, ``…_high``, and ``<first>_minus_<name>`` with the same endings;
+        array ``auc`` (n_resamples, n_forecasts).
 
     Raises
     ------

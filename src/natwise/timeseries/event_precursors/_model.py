@@ -81,8 +81,8 @@ class Attention(nn.Module):
 class HierarchicalAttentionLSTM(nn.Module):
     """Probability of an event from the documents of the days before it, with attention at three levels.
 
-    A word LSTM reads each document, u_i = LSTM(e_i); attention makes it a vector v_j = sum_i gamma_i u_i. Attention over
-    the documents of a day makes the day's vector s_t = sum_j alpha_j v_j, a learned one for a day without
+    A word LSTM reads each document, u_i = LSTM(e_i); attention makes it a vector v_j = sum_i gamma_i u_i. Attention
+    over the documents of a day makes the day's vector s_t = sum_j alpha_j v_j, a learned one for a day without
     documents. A forward LSTM reads the days; attention over those with documents gives r = sum_t beta_t h_t and the
     probability sigmoid(w . r + b).
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real, check_same_length, shorten
+from natwise.timeseries.event_precursors._counts import day_sums
 from natwise.timeseries.event_precursors._dataset import EventDataset, check_dataset, check_trainable
 from natwise.timeseries.event_precursors._encoders import TextEncoder, Vectors, check_encoder, new_vectors
 from natwise.timeseries.event_precursors._precursors import precursor_frame
@@ -39,7 +40,8 @@ def nmil_objective(
     With p_jk = sigmoid(w . x_jk), P_j its mean over the documents of day j and P the mean of P_j over t days, the mean
     over instances of
 
-        beta NLL(y, P) + gamma/t sum_{j>=1} c_j (P_j - P_{j-1})^2 + gamma/t sum_j mean_k max(0, m0 - sgn(p_jk - p0) w.x_jk)
+        beta NLL(y, P) + gamma/t sum_{j>=1} c_j (P_j - P_{j-1})^2
+        + gamma/t sum_j mean_k max(0, m0 - sgn(p_jk - p0) w . x_jk)
 
     Parameters
     ----------
@@ -131,7 +133,7 @@ class _Bags:
             position += filled
             cosine += [0.0, *(float(weights[j]) for j in filled[1:])]
         numbers = np.repeat(np.arange(len(days)), [len(day) for day in days])
-        return cls(np.concatenate(days), numbers, *map(np.array, (instance, position, cosine)), len(X))
+        return cls(np.concatenate(days), numbers, np.array(instance), np.array(position), np.array(cosine), len(X))
 
     def scores(self, w: np.ndarray) -> np.ndarray:
         """Return w . x of every document."""
@@ -183,8 +185,8 @@ class _Bags:
 class NestedMIL(BaseEstimator):
     """Nested multi-instance learning (Ning et al., KDD 2016): a linear baseline that scores each document.
 
-    The probability of an event is the mean over days of the mean over their documents of p_jk = sigmoid(w . x_jk), which
-    is also the document's precursor score. Trained by Pegasos-like steps on a few instances each: at step k = 1, 2, …
+    The probability of an event is the mean over days of the mean over their documents of p_jk = sigmoid(w . x_jk),
+    which is also the document's precursor score. Trained by Pegasos-like steps on a few instances each: at step k,
     w <- (1 - eta lambda) w - eta gradient with eta = 1/(lambda (k + 1)), then onto the ball of radius lambda^(-1/2).
 
     Parameters
@@ -216,7 +218,7 @@ class NestedMIL(BaseEstimator):
 
     Notes
     -----
-    The original code does not run. The constants and the step are those it states; the gradient is that of the objective.
+    The original code does not run. Constants and step are those it states; the gradient is that of the objective.
     """
 
     def __init__(
@@ -259,7 +261,8 @@ class NestedMIL(BaseEstimator):
         self.encode_ = _nested_vectors(train, self.encoder)
         self.encode_.fit([train.documents[j] for j in train.used_documents()])
         self.base_rate_ = float(dataset.y.mean())
-        shape = (train.history, self.encode_.width) if self.variant == "omega" else (self.encode_.width,)
+        width = self.encode_.vectors_width
+        shape = (train.history, width) if self.variant == "omega" else (width,)
         w = streams.numpy("init").uniform(size=shape)
         bags, rng = _Instances(train, self.encode_, ones=self.variant == "omega"), streams.numpy("steps")
         size = min(self.bags_per_step, len(train))
@@ -287,7 +290,7 @@ class NestedMIL(BaseEstimator):
         return (self.predict_proba(dataset)[:, 1] > 0.5).astype(np.int64)
 
     def precursors(self, dataset: EventDataset, top_k: int | None = 5) -> pd.DataFrame:
-        """Return the `top_k` documents of every instance with the highest p_jk, as in `EventForecaster.precursors`."""
+        """Return the `top_k` documents of every instance with the highest p_jk; see `EventForecaster`."""
         rows, bags = self._bags(dataset)
         if not len(rows):
             return precursor_frame(dataset, np.empty(0, int), np.empty(0, int), np.empty(0), top_k)
@@ -347,29 +350,24 @@ class _Instances:
         self.dataset, self.ones = dataset, ones
         self.used = dataset.used_documents()
         self.vectors = np.array(encode([dataset.documents[j] for j in self.used]))
+        self.sizes = np.array([len(day) for day in dataset.day_documents])
+        sums = day_sums(dataset, self.vectors).toarray()
+        self.means = sums / np.maximum(self.sizes, 1)[:, None]
 
     def take(self, rows: np.ndarray) -> _Bags:
         """Return some instances, all of which have a document."""
-        parts, instance, position, cosine = [], [], [], []
-        for i, row in enumerate(rows):
-            before = None
-            for j, day in enumerate(self.dataset.window_days[row]):
-                documents = self.dataset.day_documents[day]
-                if not len(documents):
-                    continue
-                part = np.searchsorted(self.used, documents)
-                mean = None if self.ones else self.vectors[part].mean(axis=0)
-                parts.append(part)
-                instance.append(i)
-                position.append(j)
-                first = not cosine or instance[-2:-1] != [i]
-                cosine.append(0.0 if first else 1.0 if self.ones else _cosine(before, mean))
-                before = mean
-        day = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        vectors = self.vectors[np.concatenate(parts)]
-        return _Bags(vectors, day, *map(np.array, (instance, position, cosine)), len(rows))
+        days = self.dataset.window_days[rows]
+        instance, position = np.nonzero(self.sizes[days] > 0)
+        days = days[instance, position]
+        cosine = np.ones(len(days)) if self.ones else np.append(0.0, _cosines(self.means[days]))
+        cosine[np.append(True, instance[1:] != instance[:-1])] = 0.0
+        parts = [np.searchsorted(self.used, self.dataset.day_documents[day]) for day in days]
+        numbers = np.repeat(np.arange(len(days)), self.sizes[days])
+        return _Bags(self.vectors[np.concatenate(parts)], numbers, instance, position, cosine, len(rows))
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    length = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / length) if length else 0.0
+def _cosines(vectors: np.ndarray) -> np.ndarray:
+    """Return the cosines of successive vectors, (n - 1,)."""
+    length = np.linalg.norm(vectors, axis=1)
+    product = np.maximum(length[1:] * length[:-1], np.finfo(float).tiny)
+    return (vectors[1:] * vectors[:-1]).sum(axis=1) / product

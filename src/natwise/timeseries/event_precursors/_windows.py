@@ -80,10 +80,9 @@ def windows_of(instances: Sequence[Any], vocab_size: int | None, width: int, exc
         vectors = np.array(documents).reshape(-1, width)
         units = torch.as_tensor(vectors, dtype=like.dtype, device=like.device)
         lengths = torch.ones(len(documents), dtype=torch.int64, device=like.device)
-    tables = [
-        torch.as_tensor(pad_rows(rows, fill), device=like.device) for rows, fill in ((day_documents, -1), (days, 0))
-    ]
-    return Windows(units, lengths, *tables, like.new_zeros(*tables[1].shape, 2))
+    table = torch.as_tensor(pad_rows(day_documents, -1), device=like.device)
+    windows = torch.as_tensor(pad_rows(days, 0), device=like.device)
+    return Windows(units, lengths, table, windows, like.new_zeros(*windows.shape, 2))
 
 
 def _document(document: Any, vocab_size: int | None, width: int, excerpts: bool) -> np.ndarray:
