@@ -123,3 +123,22 @@ def _entropy(random_state: RandomState) -> tuple[int, ...]:
         "random_state must be an int, a numpy Generator, a RandomState or None, "
         f"got {shorten(random_state)} ({type(random_state).__name__})"
     )
+
+
+@contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Put the global generators of Python, NumPy and torch back as they were, after code that seeds them.
+
+    transformers' Trainer does, whatever it is told.
+    """
+    import random
+
+    import torch
+
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002

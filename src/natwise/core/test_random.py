@@ -1,3 +1,4 @@
+import random
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from natwise.core.random import Streams
+from natwise.core.random import Streams, global_generators_kept
 from natwise.testing import check_bad_input, same_bits, unchanged
 
 NAMES = st.text(max_size=5) | st.integers()
@@ -67,3 +68,12 @@ def test_bad_input():
         ({"random_state": "seed"}, TypeError, "got 'seed' (str)"),
     ]
     check_bad_input(Streams, cases)
+
+
+def test_code_that_seeds_everything_leaves_no_trace():
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    with global_generators_kept():
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002

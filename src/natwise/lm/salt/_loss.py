@@ -30,8 +30,9 @@ class DenseTargets:
     inverse_temperature: float
 
     def mixed(self, rows: slice, probabilities: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        target = torch.softmax(self.logits[rows].to(probabilities.dtype) * self.inverse_temperature, dim=-1)
-        return target.mul_(weight), probabilities.new_zeros(())
+        target = self.logits[rows].to(probabilities.dtype) * self.inverse_temperature
+        target.sub_(target.amax(dim=-1, keepdim=True)).exp_()
+        return target.mul_(weight / target.sum(dim=-1, keepdim=True)), probabilities.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,12 @@ def linear_salt_loss(
     inverse_temperature: float = 1.0,
     *,
     reduction: str = "mean",
-    chunk_size: int = 256,
+    chunk_size: int = 128,
 ) -> torch.Tensor:
     """Compute `salt_loss` of hidden states and output matrices without ever holding the logits of all tokens.
 
     Loss and gradient of each chunk are computed together in the forward pass; rows that do not count cost nothing.
-    Peak memory is about 3 x chunk_size x V numbers and one gradient of the student's output matrix.
+    Peak memory is about 4 x chunk_size x V numbers and the gradient of the student's output matrix.
 
     Parameters
     ----------
@@ -206,13 +207,18 @@ def check_labels(labels: Any, n_tokens: int) -> None:
 def _chunk_loss(
     logits: torch.Tensor, targets: SoftTargets, rows: slice, labels: torch.Tensor, weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the losses (c,) of some rows, and the gradient (c, V) with respect to their logits."""
-    top = torch.logsumexp(logits, dim=-1, keepdim=True)
-    probabilities = (logits - top).exp_()
+    """Return the losses (c,) of some rows, and the gradient (c, V) with respect to their logits.
+
+    Softmaxes are written in place: a chunk takes three times its own size.
+    """
+    largest = logits.amax(dim=-1, keepdim=True)
+    probabilities = (logits - largest).exp_()
+    total = probabilities.sum(dim=-1, keepdim=True)
+    probabilities.div_(total)
     target, beyond = targets.mixed(rows, probabilities, weight)
     truth = labels.clamp_min(0)[:, None]
     target.scatter_add_(-1, truth, torch.full_like(truth, 1 - weight, dtype=target.dtype))
-    losses = top[:, 0] - torch.linalg.vecdot(target, logits) + beyond
+    losses = (largest + total.log())[:, 0] - torch.linalg.vecdot(target, logits) + beyond
     return losses, probabilities.sub_(target)
 
 
