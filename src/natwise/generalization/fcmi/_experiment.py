@@ -24,6 +24,7 @@ from ._recipes import Recipe, as_recipe, describe
 from ._runs import SupersampleRuns, sample_supersample
 
 NOTE = "experiment.json"
+N_PERMUTATIONS = 50
 
 
 def run_supersample_experiment(
@@ -37,9 +38,9 @@ def run_supersample_experiment(
     n_supersamples: int = 1,
     design: str = "iid",
     deterministic: bool = True,
-    n_permutations: int = 100,
     n_jobs: int | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
+    verbose: int = 0,
 ) -> Result:
     """Measure a training recipe's gap and bound it, from repeated training on halves of supersamples.
 
@@ -65,13 +66,13 @@ def run_supersample_experiment(
     deterministic : bool
         Start every run from the same seed, so that predictions are a function of the training set. Otherwise each run
         has its own. A ``random_state`` that the estimator already holds is left to it.
-    n_permutations : int
-        Shuffles for the reading at zero information.
     n_jobs : int, optional
         Runs side by side, through joblib: inside ``joblib.parallel_config("dask")`` or ``"ray"`` they go there.
     checkpoint_dir : path, optional
         Keep every finished run (or batch of runs) in this folder, and take up those that are there: a killed
         experiment continues where it was. A folder of another experiment is refused.
+    verbose : int
+        Show a progress bar over runs when standard error is a terminal.
 
     Returns
     -------
@@ -89,7 +90,6 @@ def run_supersample_experiment(
     """
     n = check_integer("n", n, minimum=1)
     n_supersamples = check_integer("n_supersamples", n_supersamples, minimum=1)
-    n_permutations = check_integer("n_permutations", n_permutations, minimum=1)
     if checkpoint_dir is not None and random_state is None:
         raise ValueError("random_state must be given with checkpoint_dir, got None")
     X, classes, codes = _check_pool(X, y, n)
@@ -98,7 +98,7 @@ def run_supersample_experiment(
     with provenance(seed=seed, data={"y": codes}) as record:
         drawn = [_draw(streams.child(j), codes, n, n_splits, design, deterministic) for j in range(n_supersamples)]
         folder = None if checkpoint_dir is None else _open(Path(checkpoint_dir), describe(estimator), X, drawn)
-        predictions = _run(recipe, X, drawn, folder, n_jobs)
+        predictions = _run(recipe, X, drawn, folder, n_jobs, verbose)
     arrays = {
         "S": np.stack([part.S for part in drawn]),
         "predictions": predictions.reshape(n_supersamples, n_splits, n, 2),
@@ -108,7 +108,7 @@ def run_supersample_experiment(
     if n_supersamples == 1:
         arrays = {name: array[0] for name, array in arrays.items()}
     params = {"design": design, "deterministic": deterministic, "classes": [str(name) for name in classes[:100]]}
-    return _result(arrays, params, n_permutations, streams.child("null"), record)
+    return _result(arrays, params, streams.child("null"), record)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,9 @@ def _open(folder: Path, recipe: str, X: Any, drawn: Sequence[_Supersample]) -> P
     return folder
 
 
-def _run(recipe: Recipe, X: Any, drawn: Sequence[_Supersample], folder: Path | None, n_jobs: int | None) -> np.ndarray:
+def _run(
+    recipe: Recipe, X: Any, drawn: Sequence[_Supersample], folder: Path | None, n_jobs: int | None, verbose: int
+) -> np.ndarray:
     """Return the predicted codes of all runs of all supersamples, (n_runs, 2n)."""
     n_splits = len(drawn[0].S)
     size = recipe.chunk_size(n_splits)
@@ -173,7 +175,7 @@ def _run(recipe: Recipe, X: Any, drawn: Sequence[_Supersample], folder: Path | N
     rows = [_safe_indexing(X, part.indices.ravel()) for part in drawn]
     work = (delayed(_train)(recipe, rows[j], drawn[j], runs, name(j, runs)) for j, runs in jobs)
     predictions = []
-    with progress(len(jobs)) as report:
+    with progress(len(jobs), wanted=bool(verbose)) as report:
         for done in Parallel(n_jobs=n_jobs, return_as="generator")(work):
             predictions.append(done)
             report(len(predictions), "training runs")
@@ -192,12 +194,10 @@ def _train(recipe: Recipe, X: Any, part: _Supersample, runs: slice, path: Path |
     return predictions
 
 
-def _result(
-    arrays: dict[str, np.ndarray], params: dict[str, Any], n_permutations: int, streams: Streams, record: Any
-) -> Result:
+def _result(arrays: dict[str, np.ndarray], params: dict[str, Any], streams: Streams, record: Any) -> Result:
     runs = SupersampleRuns(arrays["S"], arrays["predictions"], arrays["y"])
     bounds = runs.bounds()
-    null = runs.permutation_null(n_permutations, streams).scalars
+    null = runs.permutation_null(N_PERMUTATIONS, streams).scalars
     readings = {"null": null["fcmi"]}
     for name in (name for name in bounds.params["bounds_on"] if name in null):
         readings |= {f"{name}_null": null[name], f"{name}_null_95": null[f"{name}_95"]}
@@ -211,7 +211,7 @@ def _result(
         "generalization.fcmi/experiment",
         arrays={**arrays, **bounds.arrays},
         scalars={**bounds.scalars, **readings},
-        params={**bounds.params, **params, "n_permutations": n_permutations},
+        params={**bounds.params, **params, "n_permutations": N_PERMUTATIONS},
         provenance=record,
         warnings=notes,
     )

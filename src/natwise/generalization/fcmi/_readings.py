@@ -22,6 +22,7 @@ from ._divergences import f_information, f_information_bounds
 if TYPE_CHECKING:
     from ._runs import SupersampleRuns
 
+READ = ("prediction", "loss_pair", "loss_difference", "loss", "other_loss")
 ERRORS = ("train_error", "test_error", "gap")
 ON_TEST_ERROR = ("kl", "kl_ecmi", "linear", "linear_ecmi", "interpolation", "interpolation_single")
 NEED_INTERPOLATION = ("interpolation", "interpolation_single")
@@ -34,10 +35,7 @@ def read(runs: SupersampleRuns, estimator: str) -> dict[str, np.ndarray]:
     losses = runs._losses
     trained = np.take_along_axis(losses, runs.S[..., None], axis=-1)[..., 0]
     tested = losses.sum(axis=-1) - trained
-    tables = {"prediction": runs._codes("prediction"), "loss_pair": runs._codes("loss_pair")}
-    tables["loss_difference"] = runs._codes("loss_difference")
-    tables["loss"] = runs._codes("loss")
-    tables["other_loss"] = tables["loss_pair"] - (int(tables["loss"].max()) + 1) * tables["loss"]
+    tables = {name: runs._codes(name) for name in READ}
     counts = {name: runs._tables(codes) for name, codes in tables.items()}
     shape = (runs.n_supersamples, runs.n)
     information = {
@@ -55,9 +53,9 @@ def read(runs: SupersampleRuns, estimator: str) -> dict[str, np.ndarray]:
             row |= f_information_bounds({name: v[j] for name, v in divergences.items()}, squared, gap)
             if is_complete(runs.S[j]):
                 row |= _of_all_splits(runs.S[j], tables["prediction"][j])
-    pooled = contingency_tables(runs.S.reshape(-1, runs.n), tables["loss_difference"].reshape(-1, runs.n))
     read = {name: np.array([row[name] for row in rows]) for name in rows[0] if all(name in row for row in rows)}
     if runs.n_supersamples > 1:
+        pooled = contingency_tables(runs.S.reshape(-1, runs.n), tables["loss_difference"].reshape(-1, runs.n))
         read["ld_cmi_pooled"] = np.full(shape[0], _root(mutual_information_from_counts(pooled, estimator)))
     return read
 

@@ -353,8 +353,10 @@ class SupersampleRuns:
             return (int(classes.max()) + 1) * classes[..., 0] + classes[..., 1]
         if target == "loss_difference":
             return _whole(self._losses[..., 1] - self._losses[..., 0])
-        losses = _whole(self._losses)
-        return losses[..., 0] if target == "loss" else (int(losses.max()) + 1) * losses[..., 0] + losses[..., 1]
+        first, second = np.moveaxis(_whole(self._losses), -1, 0)
+        if target == "loss_pair":
+            return (int(second.max()) + 1) * first + second
+        return first if target == "loss" else second  # "other_loss"
 
     def _tables(self, codes: np.ndarray) -> np.ndarray:
         """Return the table of S_i against the code of every pair, shape (n_supersamples * n, 2 or 1, n_codes)."""

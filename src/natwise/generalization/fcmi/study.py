@@ -135,7 +135,7 @@ def _over_n(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
     )
     results = [
         run_supersample_experiment(
-            recipe, X, y, n, n_splits=40, random_state=seed, n_supersamples=n_supersamples, n_permutations=20
+            recipe, X, y, n, n_splits=40, random_state=seed, n_supersamples=n_supersamples
         ).scalars
         for n in sizes
     ]

@@ -267,6 +267,12 @@ def test_other_losses_and_other_forms_of_input():
     assert half["gap"] == pytest.approx(expected.scalars["gap"] / 2)
     assert half["ecmi"] == pytest.approx(expected.scalars["ecmi"])
     assert half["hellinger"] >= half["gap"]
+    many = SupersampleRuns(S, predictions, y, losses=np.round(np.random.default_rng(0).random((*S.shape, 2)), 1))
+    flipped = (
+        SupersampleRuns(1 - S, predictions[..., ::-1], y[:, ::-1], losses=many.losses[0][..., ::-1]).bounds().scalars
+    )
+    assert flipped["single_loss"] == pytest.approx(many.bounds().scalars["single_loss_other"])
+    assert flipped["fast_rate"] == pytest.approx(many.bounds().scalars["fast_rate"])
 
 
 def test_splits():

@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 Y = np.arange(120) % 2
 X = RNG.standard_normal((120, 4)) + 0.8 * Y[:, None]
 NAMES = np.array(["cat", "dog"])[Y]
-OPTIONS = {"n": 15, "n_splits": 8, "n_permutations": 10, "design": "antithetic"}
+OPTIONS = {"n": 15, "n_splits": 8, "design": "antithetic"}
 
 
 def network(n_classes=2):
@@ -186,7 +186,7 @@ def slow_mean(X, y, X_query, seed):
 def measure(folder):
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((60, 3)), np.arange(60) % 2
-    return run_supersample_experiment(slow_mean, X, y, 20, 12, n_permutations=5, checkpoint_dir=folder)
+    return run_supersample_experiment(slow_mean, X, y, 20, 12, checkpoint_dir=folder)
 
 if __name__ == "__main__":
     measure(sys.argv[1]).save(sys.argv[2])
@@ -247,7 +247,6 @@ def test_bad_input(tmp_path):
         ({"n_splits": 1}, ValueError, ">= 2"),
         ({"n_splits": 7}, ValueError, "even"),
         ({"n_supersamples": 0}, ValueError, ">= 1"),
-        ({"n_permutations": 0}, ValueError, ">= 1"),
         ({"y": Y[:-1]}, ValueError, "shape"),
         ({"y": np.zeros(120)}, ValueError, "2 classes"),
         ({"y": X[:, 0]}, ValueError, "whole"),
