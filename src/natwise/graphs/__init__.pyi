@@ -6,6 +6,7 @@ from .mixhop import (
     MixHopClassifier as MixHopClassifier,
     MixHopConv as MixHopConv,
     WeightedBlockOutput as WeightedBlockOutput,
+    convert_planetoid as convert_planetoid,
     group_lasso as group_lasso,
     homophily_graph as homophily_graph,
     learn_architecture as learn_architecture,

@@ -6,6 +6,7 @@ from natwise.graphs.mixhop._conv import MixHopConv
 from natwise.graphs.mixhop._data import GraphData, homophily_graph, load_planetoid
 from natwise.graphs.mixhop._graph import normalized_adjacency
 from natwise.graphs.mixhop._model import NGCN, MixHop, WeightedBlockOutput
+from natwise.graphs.mixhop._planetoid import convert_planetoid
 from natwise.graphs.mixhop._prune import group_lasso, prune_columns, shrink_columns_
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MixHopClassifier",
     "MixHopConv",
     "WeightedBlockOutput",
+    "convert_planetoid",
     "group_lasso",
     "homophily_graph",
     "learn_architecture",

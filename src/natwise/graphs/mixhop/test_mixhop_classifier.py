@@ -1,6 +1,8 @@
 """Pruning, architecture learning, the classifier, and the data: contract, properties, what they refuse."""
 
 import copy
+import pickle
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from scipy import sparse
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from natwise.core.io import load_npz
 from natwise.core.random import Streams
 from natwise.datasets.local import DataNotFoundError
 from natwise.graphs import (
@@ -15,6 +18,7 @@ from natwise.graphs import (
     MixHop,
     MixHopClassifier,
     MixHopConv,
+    convert_planetoid,
     group_lasso,
     homophily_graph,
     learn_architecture,
@@ -22,7 +26,8 @@ from natwise.graphs import (
     prune_columns,
     shrink_columns_,
 )
-from natwise.testing import check_bad_input, check_estimator_contract, unchanged
+from natwise.graphs.mixhop import study
+from natwise.testing import check_bad_input, check_estimator_contract, check_result, unchanged
 
 GRAPH = homophily_graph(0.8, n_nodes=200, n_classes=3, edges_per_node=3, random_state=0)
 NODES = (GRAPH.train_idx, GRAPH.val_idx)
@@ -335,6 +340,54 @@ def test_load_planetoid(tmp_path):
     with pytest.raises(DataNotFoundError, match=r"graphs/absent\.npz"):
         load_planetoid("absent", tmp_path)
     check_bad_input(load_planetoid, [({"name": 3}, TypeError, "path")])
+
+
+class Command:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_convert_planetoid(protocol, tmp_path, capsys):
+    """Four nodes are known, of the test nodes 4 to 6 the middle one is left out; the files are as published."""
+    X = sparse.csr_matrix(np.diag(np.arange(1, 8)).astype(np.float32))
+    one_hot = np.eye(3, dtype=np.int32)[[0, 1, 2, 0, 1, 2, 0]]
+    known, test = slice(4), np.array([6, 4])
+    parts = {"x": X[:2], "y": one_hot[:2], "tx": X[test], "ty": one_hot[test], "allx": X[known]}
+    parts |= {"ally": np.asfortranarray(one_hot[known]), "graph": defaultdict(list, {0: [1, 1], 1: [0], 6: [2, 6]})}
+    for part, value in parts.items():
+        (tmp_path / f"ind.tiny.{part}").write_bytes(pickle.dumps(value, protocol=protocol))
+    (tmp_path / "ind.tiny.test.index").write_text("6\n4\n")
+    convert_planetoid(tmp_path, "tiny", tmp_path / "tiny.npz")
+    arrays = load_npz(tmp_path / "tiny.npz")
+    np.testing.assert_array_equal(arrays["val_idx"], np.arange(2, 502))
+    np.savez(tmp_path / "tiny.npz", **{**arrays, "val_idx": np.array([2])})  # such a small graph has no 500 others
+    data = load_planetoid(tmp_path / "tiny.npz")
+    np.testing.assert_array_equal(data.X.toarray(), np.diag([1, 2, 3, 4, 5, 0, 7]))
+    np.testing.assert_array_equal(data.y, [0, 1, 2, 0, 1, -1, 0])
+    np.testing.assert_array_equal(data.edge_index, [[0, 2, 6, 1, 6, 6], [1, 6, 6, 0, 2, 6]])
+    assert (data.train_idx.tolist(), data.test_idx.tolist()) == ([0, 1], [6, 4])
+    bad = [pickle.dumps(Command(), protocol=protocol), b"", b"no pickle", pickle.dumps(1j), pickle.dumps({1: 2})[:-1]]
+    for content in bad:
+        (tmp_path / "ind.tiny.tx").write_bytes(content)
+        with pytest.raises(ValueError, match=r"ind\.tiny\.tx is no pickle of plain data"):
+            convert_planetoid(tmp_path, "tiny", tmp_path / "other.npz")
+    (tmp_path / "ind.tiny.tx").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"test\.index .* do not hold a graph"):
+        convert_planetoid(tmp_path, "tiny", tmp_path / "other.npz")
+    assert not (tmp_path / "other.npz").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("claim", ["delta-operator", "high-homophily"])
+def test_study(claim, monkeypatch):
+    monkeypatch.setattr(study, "SYNTHETIC", {**study.SYNTHETIC, "max_epochs": 2})
+    result = study.run(claim, scale="ci", seed=0)
+    check_result(result)
+    assert study.figure(claim, result).axes
+    if claim == "delta-operator":
+        assert result.scalars["max_error"] <= 1e-12
+        assert result.scalars["gcn_error"] > 0.1
 
 
 def test_cora(local_data):
