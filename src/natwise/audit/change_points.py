@@ -24,10 +24,11 @@ MIN_PERIOD = 40  # rows
 MAX_PERIODS = 12
 MAX_ROWS = 6000
 MAX_COLUMNS = 200
-MIN_PRESENT = 5  # values per column and period
+MIN_PRESENT = 20  # values per column and period: enough that no shuffle leaves a period without any
 PROBE_COLUMNS = 10
 SHUFFLES = 19  # a score above all of them has a chance of 1 in 20
 MIN_SECONDS = 2.0
+MIDNIGHT = " 00:00:00"  # what dates in a Parquet file end with
 READABLE = 0.95  # of the times
 SHARE_OF_TIME = 0.8  # for the first round of shuffles
 SHOWN = 8
@@ -183,7 +184,7 @@ def _series(context: Context, streams: Streams, deadline: Deadline) -> _Series:
         notes.append(f"{allowed:,} of {len(columns):,} numeric columns were used, chosen at random.")
         kept = np.sort(streams.numpy("columns").choice(len(columns), allowed, replace=False))
         X, columns = X[:, kept], columns[kept]
-    starts = [str(texts[rows[np.argmax(periods == t)]]) for t in range(periods[-1] + 1)]
+    starts = [str(texts[rows[np.argmax(periods == t)]]).removesuffix(MIDNIGHT) for t in range(periods[-1] + 1)]
     return _Series(X, columns, periods, starts, notes)
 
 
