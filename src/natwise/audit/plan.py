@@ -14,6 +14,7 @@ from natwise.audit import (
     change_points,
     data_card,
     data_requirements,
+    held_out_groups,
     label_issues,
     label_memory,
     latent_factors,
@@ -29,6 +30,7 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
     "change_points": ("Changes over time", change_points.answer, 6.0),
     "data_requirements": ("How much more data", data_requirements.answer, 4.0),
+    "held_out_groups": ("Groups the model never saw", held_out_groups.answer, 3.0),
     "certificate": ("Generalisation certificate", certificate.answer, 3.0),
     "label_memory": ("What the labels teach", label_memory.answer, 2.0),
     "data_card": ("Data card", data_card.answer, 1.0),
@@ -38,7 +40,9 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
 
 def asked(context: Context) -> list[str]:
     """Return the names of the questions that make sense for this table, in order."""
-    return [name for name in QUESTIONS if name != "change_points" or context.table.time is not None]
+    time, group = context.table.time, context.table.group
+    needed = {"change_points": time, "held_out_groups": group}
+    return [name for name in QUESTIONS if name not in needed or needed[name] is not None]
 
 
 def answers(context: Context, deadline: Deadline, *, progress: bool = False) -> Iterator[Result]:
