@@ -19,6 +19,7 @@ from natwise.audit import (
     label_memory,
     latent_factors,
     sample_information,
+    shortcuts,
 )
 from natwise.audit.context import Context, Deadline, Unanswered
 from natwise.result import Result
@@ -29,6 +30,7 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
     "change_points": ("Changes over time", change_points.answer, 6.0),
+    "shortcuts": ("Groups and shortcuts", shortcuts.answer, 3.0),
     "data_requirements": ("How much more data", data_requirements.answer, 4.0),
     "held_out_groups": ("Groups the model never saw", held_out_groups.answer, 3.0),
     "certificate": ("Generalisation certificate", certificate.answer, 3.0),
@@ -41,7 +43,7 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
 def asked(context: Context) -> list[str]:
     """Return the names of the questions that make sense for this table, in order."""
     time, group = context.table.time, context.table.group
-    needed = {"change_points": time, "held_out_groups": group}
+    needed = {"change_points": time, "shortcuts": group, "held_out_groups": group}
     return [name for name in QUESTIONS if name not in needed or needed[name] is not None]
 
 

@@ -168,6 +168,29 @@ def _pixel_maps(answer: Result) -> tuple[Figure, str]:
     return figure, f"For each of {m} factors, the pixels that share information with it; the darkest shares most."
 
 
+def accuracy_by_group(answer: Result) -> tuple[Figure, str]:
+    """Return the accuracy of the audit's model in its worst groups, with intervals, and of both linear models."""
+    a, shown = answer.arrays, answer.params["worst"][:12]
+    names = [answer.params["cells"][cell] for cell in shown]
+    figure, axes = _axes(6.0, 0.8 + 0.28 * len(shown))
+    places, model = np.arange(len(shown))[::-1], a["model_accuracy"][shown]
+    ends = [model - a["model_low"][shown], a["model_high"][shown] - model]
+    axes.errorbar(model, places, xerr=ends, color=INK, fmt="o", markersize=5, label="default model, 95 % interval")
+    axes.plot(a["plain_accuracy"][shown], places, color=SECOND, linestyle="", marker="|", markersize=11, label="linear")
+    axes.plot(
+        a["reweighted_accuracy"][shown], places, color=ACCENT, linestyle="", marker="D", label="linear, reweighted"
+    )
+    axes.set_yticks(
+        places, [f"{_short(name)} ({count:,.0f})" for name, count in zip(names, a["model_count"][shown], strict=True)]
+    )
+    axes.set(xlabel="share of rows predicted right", xlim=(-0.02, 1.02), ylim=(-0.6, len(shown) - 0.4))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=INK, fontsize=9)
+    words = "Accuracy of the default model by label and group, lowest first: " + ", ".join(
+        f"{_short(name)} {value:.0%}" for name, value in zip(names, model, strict=True)
+    )
+    return figure, f"{words}."
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Return axes in the ink of the page, without a box."""
     with rc_context({"text.parse_math": False}):
