@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator
 from sklearn.feature_extraction.text import CountVectorizer
@@ -151,4 +152,7 @@ def later_part(dataset: EventDataset, fraction: float) -> tuple[EventDataset, Ev
     """Split off the last `fraction` of the target days, to choose settings on."""
     check_real("validation_fraction", fraction, minimum=0.0, maximum=0.9)
     days = dataset.target_dates.unique().sort_values()
-    return dataset.split(days[min(len(days) - 1, round(len(days) * (1 - fraction)))])
+    cutoff = min(len(days) - 1, round(len(days) * (1 - fraction)))
+    if days[cutoff] - pd.DateOffset(days=dataset.lead) < days[0]:
+        raise ValueError(f"dataset must have more days to split off validation_fraction={fraction}, got {len(days)}")
+    return dataset.split(days[cutoff])

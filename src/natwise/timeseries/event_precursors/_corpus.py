@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +11,22 @@ from torch import Tensor
 
 from natwise.timeseries.event_precursors._dataset import EventDataset
 from natwise.timeseries.event_precursors._windows import Windows, pad_rows, pad_units
+
+Encode: TypeAlias = Callable[[Sequence[Any]], list[np.ndarray]]
+
+
+class Blocks:
+    """Runs of consecutive instances of a series, which share documents: the samples of the training loop."""
+
+    def __init__(self, dataset: EventDataset, size: int):
+        order = np.lexsort((dataset.target_dates.asi8, dataset.series))
+        self.rows = [order[first : first + size] for first in range(0, len(order), size)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.rows[number]
 
 
 class Corpus:
@@ -26,9 +42,7 @@ class Corpus:
         Where the batches go, in float32.
     """
 
-    def __init__(
-        self, dataset: EventDataset, encode: Callable[[Sequence[Any]], list[np.ndarray]], device: torch.device
-    ):
+    def __init__(self, dataset: EventDataset, encode: Encode, device: torch.device):
         self.dataset, self.like = dataset, torch.zeros((), device=device)
         self.used = dataset.used_documents()
         self.units = encode([dataset.documents[j] for j in self.used]) if len(self.used) else []

@@ -79,12 +79,12 @@ class WordIds:
     def __init__(self, min_documents: int, max_words: int):
         self.min_documents, self.max_words = min_documents, max_words
 
-    def fit(self, documents: Sequence[Any]) -> WordIds:
-        """Count in how many documents each word stands."""
+    def learn(self, documents: Sequence[Any]) -> list[np.ndarray]:
+        """Count in how many documents each word stands; return the documents' word ids."""
         counts = Counter(word for document in documents for word in set(self.words(document)))
         kept = sorted(word for word, count in counts.items() if count >= self.min_documents)
         self.ids = {word: number for number, word in enumerate(kept, start=1)}
-        return self
+        return self(documents)
 
     def __call__(self, documents: Sequence[Any]) -> list[np.ndarray]:
         """Return word ids of every document; [0] for one without words."""
@@ -121,18 +121,19 @@ class Vectors:
     def __init__(self, encoder: TextEncoder | None, sentences: bool, size: float | None):
         self.encoder, self.sentences, self.size = encoder, sentences, size
 
-    def fit(self, documents: Sequence[Any]) -> Vectors:
-        """Fit the bag of words, and find the scale."""
+    def learn(self, documents: Sequence[Any]) -> list[np.ndarray]:
+        """Fit the bag of words and find the scale; return the documents' vectors, for which each was encoded once."""
         if isinstance(self.encoder, BagOfWords):
-            self.encoder.fit(list(documents))
+            self.encoder.fit(documents)
         self.scale: float = 1.0
         self.width: int | None = None
-        vectors = np.concatenate([np.atleast_2d(vector) for vector in self(documents)])
+        units = self(documents)
+        vectors = np.concatenate([np.atleast_2d(vector) for vector in units])
         self.width = vectors.shape[1]
         length = np.sqrt(np.square(vectors).sum(axis=1).mean())
         if self.size is not None and length > 0:
             self.scale = self.size / length
-        return self
+        return [unit * self.scale for unit in units]
 
     def __call__(self, documents: Sequence[Any]) -> list[np.ndarray]:
         """Return of every document a vector (width,), or vectors (n_sentences, width)."""

@@ -18,7 +18,7 @@ from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer, TrainingHistory
 from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
 from natwise.timeseries.event_precursors._baselines import later_part
-from natwise.timeseries.event_precursors._corpus import Corpus
+from natwise.timeseries.event_precursors._corpus import Blocks, Corpus
 from natwise.timeseries.event_precursors._counts import word_associations
 from natwise.timeseries.event_precursors._dataset import EventDataset, check_dataset, check_trainable
 from natwise.timeseries.event_precursors._encoders import TextEncoder, Vectors, WordIds, check_encoder, new_vectors
@@ -26,7 +26,9 @@ from natwise.timeseries.event_precursors._model import HierarchicalAttentionLSTM
 from natwise.timeseries.event_precursors._precursors import (
     Scores,
     attention_scores,
+    best_scores,
     excerpt_occlusion_scores,
+    mean_scores,
     occlusion_scores,
     precursor_frame,
 )
@@ -186,9 +188,11 @@ class EventForecaster(BaseEstimator):
         train = check_trainable("dataset", train)
         self._set_class_weights(float(train.y.mean()))
         self.kind_ = train.kind
-        self.encode_ = self._new_encoder().fit([train.documents[j] for j in train.used_documents()])
+        self.encode_ = self._new_encoder()
         device = check_device("device", self.device)
-        corpora = [Corpus(part, self.encode_, device) for part in (train, validation) if part is not None]
+        corpora = [Corpus(train, self.encode_.learn, device)]
+        if validation is not None:
+            corpora.append(Corpus(validation, self.encode_, device))
         self.models_, self.histories_ = [], []
         for member in range(self.n_members):
             streams = Streams.of(self.random_state).child(f"member-{member}")
@@ -344,7 +348,7 @@ class EventForecaster(BaseEstimator):
             logits, held_out = self._logits(model, corpora[1]), corpora[1].dataset
             return float(self._loss(logits, torch.as_tensor(held_out.y, device=logits.device)))
 
-        blocks = _Blocks(train.dataset, min(self.batch_size, LONGEST_BLOCK))
+        blocks = Blocks(train.dataset, min(self.batch_size, LONGEST_BLOCK))
         trainer = Trainer(
             max_epochs=self.max_epochs,
             batch_size=-(-self.batch_size // LONGEST_BLOCK),
@@ -390,28 +394,13 @@ class EventForecaster(BaseEstimator):
 
     def _scores(self, corpus: Corpus, rows: np.ndarray, top_k: int | None, by: str, level: str) -> Scores:
         if by == "attention":
-            members = [attention_scores(model, corpus, rows, level == "excerpt") for model in self.models_]
-            return _mean(members)
+            return mean_scores([attention_scores(model, corpus, rows, level == "excerpt") for model in self.models_])
         reading = {"shift": self._shift, "base_rate": self.base_rate_}
-        scores = _mean([occlusion_scores(model, corpus, rows, **reading) for model in self.models_])
+        scores = mean_scores([occlusion_scores(model, corpus, rows, **reading) for model in self.models_])
         if level == "document":
             return scores
-        chosen = _best(scores, top_k)
-        return _mean([excerpt_occlusion_scores(model, corpus, chosen, **reading) for model in self.models_])
-
-
-class _Blocks:
-    """Consecutive instances of a series, as the samples of the training loop."""
-
-    def __init__(self, dataset: EventDataset, size: int):
-        order = np.lexsort((dataset.target_dates.asi8, dataset.series))
-        self.blocks = [order[first : first + size] for first in range(0, len(order), size)]
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return self.blocks[number]
+        chosen = best_scores(scores, top_k)
+        return mean_scores([excerpt_occlusion_scores(model, corpus, chosen, **reading) for model in self.models_])
 
 
 def _mark_words(model: HierarchicalAttentionLSTM, associations: np.ndarray, streams: Streams) -> None:
@@ -428,14 +417,3 @@ def _mark_words(model: HierarchicalAttentionLSTM, associations: np.ndarray, stre
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:
     return np.array_split(rows, max(1, -(-len(rows) // ROWS)))
-
-
-def _mean(members: list[Scores]) -> Scores:
-    return members[0]._replace(score=np.mean([scores.score for scores in members], axis=0))
-
-
-def _best(scores: Scores, top_k: int | None) -> Scores:
-    order = np.lexsort((-scores.score, scores.row))
-    first = np.searchsorted(scores.row[order], scores.row[order])
-    kept = order if top_k is None else order[np.arange(len(order)) - first < top_k]
-    return Scores(*(values[kept] for values in scores))

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real, check_same_length, shorten
+from natwise.timeseries.event_precursors._corpus import Encode
 from natwise.timeseries.event_precursors._counts import day_sums
 from natwise.timeseries.event_precursors._dataset import EventDataset, check_dataset, check_trainable
 from natwise.timeseries.event_precursors._encoders import TextEncoder, Vectors, check_encoder, new_vectors
@@ -192,8 +193,8 @@ class NestedMIL(BaseEstimator):
     Parameters
     ----------
     variant : {"nmil", "delta", "omega"}
-        ``"delta"``: the hinge is not multiplied by gamma. ``"omega"``: as delta, with weights for each day of the window
-        and 1 in the place of the cosine of successive days.
+        ``"delta"``: the hinge is not multiplied by gamma. ``"omega"``: as delta, with weights for each day of the
+        window and 1 in the place of the cosine of successive days.
     beta, gamma, margin, threshold : float
         See `nmil_objective`.
     weight_decay : float
@@ -259,12 +260,12 @@ class NestedMIL(BaseEstimator):
         decay, streams = self._check(), Streams.of(self.random_state)
         train = check_trainable("dataset", dataset)
         self.encode_ = _nested_vectors(train, self.encoder)
-        self.encode_.fit([train.documents[j] for j in train.used_documents()])
+        bags = _Instances(train, self.encode_.learn, ones=self.variant == "omega")
         self.base_rate_ = float(dataset.y.mean())
         width = self.encode_.vectors_width
         shape = (train.history, width) if self.variant == "omega" else (width,)
         w = streams.numpy("init").uniform(size=shape)
-        bags, rng = _Instances(train, self.encode_, ones=self.variant == "omega"), streams.numpy("steps")
+        rng = streams.numpy("steps")
         size = min(self.bags_per_step, len(train))
         with progress(self.n_iterations, wanted=bool(self.verbose)) as report:
             for step in range(1, self.n_iterations + 1):
@@ -346,7 +347,7 @@ def _documents_of(dataset: EventDataset, row: int) -> np.ndarray:
 class _Instances:
     """The instances of a dataset, from which `_Bags` are taken; vectors of documents are held once."""
 
-    def __init__(self, dataset: EventDataset, encode: Vectors, *, ones: bool):
+    def __init__(self, dataset: EventDataset, encode: Encode, *, ones: bool):
         self.dataset, self.ones = dataset, ones
         self.used = dataset.used_documents()
         self.vectors = np.array(encode([dataset.documents[j] for j in self.used]))

@@ -65,7 +65,7 @@ def occlusion_scores(
     reader = _Reader(model, windows, documents, shift, base_rate)
     places = _places(windows)
     without = windows.day_documents[places.day].clone()
-    without[torch.arange(len(without)), places.slot] = -1
+    without[torch.arange(len(without), device=without.device), places.slot] = -1
     score = reader.change(places, without, documents)
     ids = corpus.document_ids(rows)
     row, document = places.row.cpu().numpy(), places.document.cpu().numpy()
@@ -102,7 +102,9 @@ def excerpt_occlusion_scores(
     row = torch.as_tensor(np.repeat(local_row, [len(e) for e in entries]), device=documents.device)
     places = _find(windows, row, local[owner[variant]])
     table = windows.day_documents[places.day].clone()
-    table[torch.arange(len(table)), places.slot] = torch.where(left[variant], len(documents) + variant, -1)
+    table[torch.arange(len(table), device=table.device), places.slot] = torch.where(
+        left[variant], len(documents) + variant, -1
+    )
     reader = _Reader(model, windows, documents, shift, base_rate)
     score = reader.change(places, table, torch.cat([documents, shortened]))
     document = wanted[owner[variant].cpu().numpy()]
@@ -127,6 +129,19 @@ def precursor_frame(
     frame["date"] = dataset.dates[frame["document"]]
     frame["target_date"] = dataset.target_dates[frame["instance"]]
     return frame.reset_index(drop=True)
+
+
+def mean_scores(members: list[Scores]) -> Scores:
+    """Return the mean of what several models say about the same entries."""
+    return members[0]._replace(score=np.mean([scores.score for scores in members], axis=0))
+
+
+def best_scores(scores: Scores, top_k: int | None) -> Scores:
+    """Return the `top_k` entries of every instance with the highest score; all when None."""
+    order = np.lexsort((-scores.score, scores.row))
+    first = np.searchsorted(scores.row[order], scores.row[order])
+    kept = order if top_k is None else order[np.arange(len(order)) - first < top_k]
+    return Scores(*(values[kept] for values in scores))
 
 
 class _Places(NamedTuple):

@@ -92,8 +92,8 @@ def _icews(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
     data = icews_violence(data_dir, history=7, lead=1)
     train, test = data.split(data.target_dates.max() - pd.Timedelta(days=TEST_DAYS - 1))
     models: dict[str, Any] = {
-        "forecaster": EventForecaster(**ICEWS_OPTIONS, device=device, random_state=seed),
-        "with_labels": EventForecaster(**ICEWS_OPTIONS, past_labels=True, device=device, random_state=seed),
+        "forecaster": EventForecaster(**ICEWS_OPTIONS, past_labels=True, device=device, random_state=seed),
+        "documents_only": EventForecaster(**ICEWS_OPTIONS, device=device, random_state=seed),
         "count_regression": CountRegression(),
         "rolling_mean": RollingMean(),
         "persistence": Persistence(),
@@ -108,10 +108,8 @@ ICEWS_OPTIONS: dict[str, Any] = {
     "n_members": 3,
     "max_epochs": 12,
     "patience": 4,
-    "batch_size": 64,
+    "batch_size": 128,
     "learning_rate": 0.003,
-    "dropout": 0.5,
-    "weight_decay": 0.1,
     "min_documents": 20,
 }
 
@@ -119,8 +117,7 @@ ICEWS_OPTIONS: dict[str, Any] = {
 def _compare(models: dict[str, Any], train: EventDataset, test: EventDataset, seed: int) -> tuple[dict, dict]:
     """Fit all models to the same rows and compare their forecasts of the same rows."""
     forecasts = {name: model.fit(train).predict_proba(test)[:, 1] for name, model in models.items()}
-    best = "with_labels" if "with_labels" in models else "forecaster"
-    forecasts["average"] = (forecasts[best] + forecasts["count_regression"]) / 2
+    forecasts["average"] = (forecasts["forecaster"] + forecasts["count_regression"]) / 2
     result = compare_forecasts(test.y, forecasts, test.target_dates, random_state=seed)
     scalars = dict(result.scalars)
     for name, probability in forecasts.items():
@@ -147,8 +144,8 @@ def _encoding(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
     )
     data = data[:128]
     forecaster = EventForecaster(32, max_epochs=1, validation_fraction=0.0, random_state=seed).fit(data)
-    corpus = Corpus(data, forecaster.encode_, torch.device(device))
-    model = forecaster.models_[0].to(device)
+    corpus = Corpus(data, forecaster.encode_, torch.device("cpu"))
+    model = forecaster.models_[0]
     n_blocks = -(-len(data) // LONGEST_BLOCK)
     shared = [corpus.windows(rows) for rows in np.array_split(np.arange(len(data)), n_blocks)]
     alone = [_unshared(windows) for windows in shared]
@@ -193,7 +190,7 @@ _CLAIMS: dict[str, Callable[..., Found]] = {
 }
 _NAMES = {
     "forecaster": "attention LSTM",
-    "with_labels": "attention LSTM\nwith past labels",
+    "documents_only": "attention LSTM\nwithout past labels",
     "count_regression": "logistic regression\non counts",
     "nested_mil": "nested MIL",
     "rolling_mean": "rolling mean",
