@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from natwise.timeseries.mimic._command import app as mimic
+
 INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export it by name
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(mimic, name="mimic")
 
 
 @app.command()

@@ -37,6 +37,8 @@ class Build:
         self.benchmark, self.folder, self.rules, self.identity = benchmark, folder, rules, identity
         self.manifest = folder / "build.json"
         self.finished: dict[str, Any] = {}
+        for leftover in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # of a build that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if resume and self.manifest.exists():
             self.finished = self._earlier()
         else:

@@ -162,9 +162,17 @@ class Discretizer:
 
 
 def read_series(path: Any) -> Any:
-    """Return the exported CSV file of a stay as a pandas frame whose texts are as they were written.
+    """Return an exported CSV file of a stay as a pandas frame whose texts are as they were written.
 
-    "None" is an eye-opening score: `pandas.read_csv` alone would lose it.
+    Parameters
+    ----------
+    path : path
+        The file. "None" in it is an eye-opening score, which `pandas.read_csv` alone would take for a gap.
+
+    Returns
+    -------
+    DataFrame
+        "Hours" and the 17 variables.
     """
     import pandas as pd
 

@@ -108,9 +108,14 @@ def length_of_stay_metrics(y_true: Any, y_pred: Any, *, buckets: str = "custom")
 
 
 def length_of_stay_bucket(hours: Any, buckets: str = "custom") -> np.ndarray:
-    """Return the bucket 0..9 of lengths in hours, int64.
+    """Return the bucket 0..9 of lengths of stay, int64, in the shape of `hours`.
 
-    "custom": less than a day, one bucket per day up to 8 days, up to 14 days, longer. "log": floor(10 ln(x + 1) / 8).
+    Parameters
+    ----------
+    hours : array-like
+        Lengths in hours.
+    buckets : {"custom", "log"}
+        "custom": less than a day, one per day up to 8 days, up to 14 days, longer. "log": floor(10 ln(x + 1) / 8).
     """
     check_option("buckets", buckets, ("custom", "log"))
     hours = check_array("hours", hours, dtype=np.float64)

@@ -54,7 +54,7 @@ class LSTMLayer(nn.Module):
             self.bias[:, self.hidden : 2 * self.hidden] = 1.0  # gates stand as input, forget, output, cell
 
     def forward(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """Return the outputs (batch, steps, n_outputs) of x (batch, steps, columns); `inside` (batch, steps) is bool."""
+        """Return the outputs (batch, steps, n_outputs) of x (batch, steps, columns), skipping what is not `inside`."""
         if self.dropout and self.training:
             x = x * nn.functional.dropout(torch.ones_like(x[:, :1]), self.dropout)
         gates = [
@@ -69,7 +69,7 @@ class LSTMLayer(nn.Module):
         return outputs.permute(1, 2, 0, 3).flatten(2)
 
     def _scan(self, gates: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Return outputs (LSTMs, batch, steps, hidden) for what the gates get from x, (LSTMs, batch, steps, 4 hidden)."""
+        """Return outputs (LSTMs, batch, steps, hidden) for the gates' share of x (LSTMs, batch, steps, 4 hidden)."""
         output = gates.new_zeros(*gates.shape[:2], self.hidden)
         cell = torch.zeros_like(output)
         padded = not bool(masks.all())

@@ -33,7 +33,7 @@ _EDGES = torch.tensor(BUCKET_EDGES, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
-class Settings:
+class BaselineSettings:
     """Size of a network and length of its training; the defaults of `published_settings` are those of the paper's code.
 
     Parameters
@@ -67,7 +67,7 @@ class Settings:
     learning_rate: float = 1e-3
 
 
-def published_settings(task: str, model: str) -> Settings:
+def published_settings(task: str, model: str) -> BaselineSettings:
     """Return the best settings of the paper's code for a task and a network ("lstm" or "channel_wise")."""
     check_option("task", task, TASKS)
     check_option("model", model, MODELS[:2])
@@ -76,9 +76,9 @@ def published_settings(task: str, model: str) -> Settings:
         hidden = {"in_hospital_mortality": 16, "phenotyping": 256, "multitask": 512}.get(task, 128)
         epochs = {"in_hospital_mortality": 27, "phenotyping": 19}.get(task, 20)
         depth = 2 if task == "in_hospital_mortality" else 1
-        return Settings(hidden, depth, deep_supervision=hourly, max_epochs=epochs)
+        return BaselineSettings(hidden, depth, deep_supervision=hourly, max_epochs=epochs)
     hidden, coef = (8, 4) if task == "in_hospital_mortality" else (16, 8)
-    return Settings(hidden, 1, coef, deep_supervision=hourly, batch_size=16 if task == "multitask" else 8)
+    return BaselineSettings(hidden, 1, coef, deep_supervision=hourly, batch_size=16 if task == "multitask" else 8)
 
 
 def train_task(
@@ -86,7 +86,7 @@ def train_task(
     task: str,
     *,
     model: str = "lstm",
-    settings: Settings | None = None,
+    settings: BaselineSettings | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     random_state: RandomState = 0,
@@ -102,7 +102,7 @@ def train_task(
         One of the five tasks.
     model : {"lstm", "channel_wise", "logistic_regression"}
         The baseline; logistic regression is not published for the multitask data.
-    settings : Settings, optional
+    settings : BaselineSettings, optional
         Of the networks. Default: `published_settings`.
     checkpoint : path, optional
         File of the training's state: written while it runs, resumed from when it exists.
@@ -151,7 +151,7 @@ def train_task(
     )
 
 
-def build_network(task: str, model: str, settings: Settings, random_state: RandomState = None) -> nn.Module:
+def build_network(task: str, model: str, settings: BaselineSettings, random_state: RandomState = None) -> nn.Module:
     """Return an untrained network for a task."""
     channels = channel_columns() if model == "channel_wise" else None
     size = {"hidden": settings.hidden, "depth": settings.depth, "dropout": settings.dropout}
@@ -168,7 +168,7 @@ def fit_network(
     network: nn.Module,
     task: str,
     data: Mapping[str, TaskData],
-    settings: Settings,
+    settings: BaselineSettings,
     streams: Streams,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -204,16 +204,21 @@ def collate(samples: list[dict[str, np.ndarray]]) -> Batch:
     return batch
 
 
-def _training_loss(task: str, settings: Settings, network: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+def _training_loss(task: str, settings: BaselineSettings, network: nn.Module, batch: Batch, step: int) -> torch.Tensor:
     """Return the loss of a batch; of the multitask data the weighted sum over the tasks."""
     logits = network(batch["x"], batch["lengths"])
     if task != "multitask":
         return _task_loss(task, logits, batch, settings)
     total = torch.zeros((), device=batch["x"].device)
     for name, weight in zip(_N_OUTPUTS, settings.task_weights, strict=True):
-        part = {key.removeprefix(f"{name}/"): value for key, value in batch.items() if key.startswith(f"{name}/")}
-        total = total + weight * _task_loss(name, _read_out(name, logits[name]), part, settings)
+        loss = _task_loss(name, _read_out(name, logits[name]), _of_task(name, batch), settings)
+        total = total + weight * loss
     return total
+
+
+def _of_task(task: str, batch: Batch) -> Batch:
+    """Return the targets of one task of a multitask batch."""
+    return {name.removeprefix(f"{task}/"): value for name, value in batch.items() if name.startswith(f"{task}/")}
 
 
 def _read_out(task: str, logits: torch.Tensor) -> torch.Tensor:
@@ -223,7 +228,7 @@ def _read_out(task: str, logits: torch.Tensor) -> torch.Tensor:
     return logits[:, -1] if task == "phenotyping" else logits
 
 
-def _task_loss(task: str, logits: torch.Tensor, batch: Batch, settings: Settings) -> torch.Tensor:
+def _task_loss(task: str, logits: torch.Tensor, batch: Batch, settings: BaselineSettings) -> torch.Tensor:
     if "hourly_y" in batch:
         return _masked_mean(_losses(task, logits, batch["hourly_y"]), batch["hourly_mask"])
     y = batch["y"]
@@ -248,7 +253,7 @@ def _masked_mean(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (losses * mask).sum() / mask.sum().clamp(min=1.0)
 
 
-def _validation_loss(task: str, settings: Settings, data: TaskData, network: nn.Module) -> float:
+def _validation_loss(task: str, settings: BaselineSettings, data: TaskData, network: nn.Module) -> float:
     per_sample = task in HOURLY and not settings.deep_supervision
     batches = _batches(PrefixData(data) if per_sample else data, _device(network))
     losses = [(len(batch["lengths"]), _training_loss(task, settings, network, batch, 0).item()) for batch in batches]
@@ -267,20 +272,25 @@ def _device(network: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, task: str, data: TaskData) -> Predictions:
-    """Return y_true and y_score of every sample, by task: probabilities, or hours for the length of stay."""
+def predict(network: nn.Module, task: str, data: TaskData | PrefixData) -> Predictions:
+    """Return y_true and y_score of every sample, by task: probabilities, or hours for the length of stay.
+
+    Of hourly tasks a causal network answers all samples of a stay in one pass; `PrefixData` asks them one by one.
+    """
     network.eval()
     every_step = task == "multitask" or network.head.every_step  # type: ignore[union-attr]
+    if isinstance(data, TaskData) and task in HOURLY and not every_step:
+        data = PrefixData(data)
     collected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for batch in _batches(data if every_step or task not in HOURLY else PrefixData(data), _device(network)):
+    for batch in _batches(data, _device(network)):
         logits = network(batch["x"], batch["lengths"])
         if task != "multitask":
-            single = logits[:, -1] if logits.ndim == 3 and "y" in batch else logits
-            collected.setdefault(task, []).append(_answers(task, single, batch))
-            continue
-        for name in _N_OUTPUTS:
-            part = {key.removeprefix(f"{name}/"): value for key, value in batch.items() if key.startswith(f"{name}/")}
-            collected.setdefault(name, []).append(_answers(name, _read_out(name, logits[name]), part))
+            last = logits.ndim == 3 and "y" in batch
+            collected.setdefault(task, []).append(_answers(task, logits[:, -1] if last else logits, batch))
+        else:
+            for name in _N_OUTPUTS:
+                answers = _answers(name, _read_out(name, logits[name]), _of_task(name, batch))
+                collected.setdefault(name, []).append(answers)
     return {
         name: (np.concatenate([y for y, _ in pairs]), np.concatenate([score for _, score in pairs]))
         for name, pairs in collected.items()
