@@ -25,7 +25,7 @@ SETTINGS = {  # nodes, directed edges, features, columns per power
     "narrow: F << d": (20_000, 200_000, 4, 64),
 }
 ARXIV = (169_343, 2_315_598, 128, 32)
-REPEATS = 5
+REPEATS = 3
 
 
 def peer_class():

@@ -74,7 +74,7 @@ def learn_architecture(
     Raises
     ------
     TypeError, ValueError
-        For wrong data or options, or a budget below one column per layer.
+        For wrong data or options, or a budget below one column per layer; when the lasso leaves a layer no column.
 
     Notes
     -----
@@ -88,7 +88,8 @@ def learn_architecture(
     if base.network is not None:
         raise ValueError("classifier must have network=None, whose widths can be set, got a network")
     search = clone(base).set_params(lasso=lasso, patience=None).fit(X, y, edge_index, train_idx)
-    pruned = prune_columns(search.network_, budget)
-    widths = pruned.architecture
+    if not all(any(layer.values()) for layer in search.architecture_):
+        raise ValueError(f"lasso={lasso} took all columns of a layer to zero; try a lower one")
+    widths = prune_columns(search.network_, budget).architecture
     final = clone(base).set_params(hidden=widths[:-1], output_widths=widths[-1])
     return LearnedArchitecture(widths, final.fit(X, y, edge_index, train_idx, val_idx), search)

@@ -101,7 +101,7 @@ def _follow(file: io.BytesIO) -> Any:
     marks: list[list[Any]] = []
     memo: dict[int, Any] = {}
     while code := file.read(1):
-        opcode = pickletools.code2op[code.decode("latin-1")]
+        opcode = pickletools.code2op[code.decode("latin-1")]  # type: ignore[attr-defined]
         name, argument = opcode.name, _argument(opcode, file)
         if name == "STOP":
             return stack.pop()
@@ -127,7 +127,7 @@ def _follow(file: io.BytesIO) -> Any:
 
 def _argument(opcode: Any, file: io.BytesIO) -> Any:
     if opcode.name == "STRING":  # pickletools takes it for ASCII
-        return codecs.escape_decode(file.readline().strip()[1:-1])[0].decode("latin-1")  # type: ignore[attr-defined]
+        return codecs.escape_decode(file.readline().strip()[1:-1])[0].decode("latin-1")
     return None if opcode.arg is None else opcode.arg.reader(file)
 
 
@@ -194,7 +194,7 @@ def _plain(value: Any) -> Any:
         return value
     if value.kind == "csr":
         state = {key: _plain(item) for key, item in value.value.items()}
-        shape = tuple(state.get("_shape", state.get("shape")))
+        shape = tuple(state["_shape"] if "_shape" in state else state["shape"])
         return sparse.csr_array((state["data"], state["indices"], state["indptr"]), shape=shape)
     if value.kind == "array":
         _, shape, dtype, in_columns, content = value.value
@@ -209,7 +209,7 @@ def _dtype(shell: _Shell) -> np.dtype:
     dtype = np.dtype(str(shell.args[0]))
     if dtype.kind not in "biuf":
         raise ValueError(f"it holds an array of {dtype}")
-    order = shell.value[1] if shell.value else "="
+    order: Any = shell.value[1] if shell.value else "="
     return dtype.newbyteorder("=" if order == "|" else order)
 
 

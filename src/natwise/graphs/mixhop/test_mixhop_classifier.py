@@ -227,6 +227,7 @@ def test_learn_architecture():
     assert free.widths == [{p: w for p, w in layer.items() if w} for layer in free.search.architecture_]
     cases = [
         ({"lasso": 0.0}, ValueError, "> 0"),
+        ({"lasso": 1e6}, ValueError, "all columns of a layer"),
         ({"classifier": MixHop(2, [3], 3)}, TypeError, "MixHopClassifier"),
         ({"classifier": MixHopClassifier(network=NGCN(2, 2, 3))}, ValueError, "network"),
     ]
