@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = ("error", "balanced_error")
-PARTS = (
-    "training-set underfitting",
-    "test-set inseparability",
-    "training-test misalignment",
-    "classifier non-invariance",
-)
 HELD_OUT = 10  # without cross-fitting every tenth row of the test domain is held out, as in the original
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#3f7fd4", "#d9822b", "#5a9e4b", "#b04a6a")
 LABELS = ("under-\nfitting", "insepara-\nbility", "misalign-\nment", "non-\ninvariance")
+NAMES = ("underfitting", "inseparability", "misalignment", "non-invariance")
 DOMAINS = ("among training\ndomains (d₀)", "with the test\ndomain (d₁)", "within\nclasses (d₂)")
 
 
@@ -64,8 +65,8 @@ def stacked(axes: Axes, x: np.ndarray, parts: np.ndarray) -> None:
     for sign in (1.0, -1.0):
         heights = sign * np.clip(sign * parts, 0, None)
         edges = np.cumsum(np.column_stack([np.zeros(len(x)), heights]), axis=1)
-        for i, (color, label) in enumerate(zip(COLORS, LABELS, strict=True)):
-            name = label.replace("-\n", "") if sign > 0 else None
+        for i, (color, label) in enumerate(zip(COLORS, NAMES, strict=True)):
+            name = label if sign > 0 else None
             axes.fill_between(x, edges[:, i], edges[:, i + 1], color=color, label=name, linewidth=0)
     axes.plot(x, parts.sum(axis=1), color="black", label="test error")
     axes.axhline(0, color="black", linewidth=0.8)

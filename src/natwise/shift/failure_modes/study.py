@@ -253,7 +253,7 @@ def _by_length(result: Result) -> Figure:
 
     parts = result.arrays["parts"].reshape(len(FULL_METHODS), len(FULL_EPOCHS), 4)
     drawing = Figure(figsize=(12, 5.5), layout="constrained")
-    panels = drawing.subplots(2, 4, sharex=True, sharey=True).ravel()
+    panels = drawing.subplots(2, 4, sharey=True).ravel()
     for axes, name, own in zip(panels, FULL_METHODS, parts, strict=False):
         stacked(axes, np.array(FULL_EPOCHS), own)
         axes.set(title=name, xscale="log", xlabel="epochs")

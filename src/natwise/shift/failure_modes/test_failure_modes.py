@@ -280,7 +280,7 @@ def test_classifiers_as_probes():
 
 
 def test_contract_and_picture():
-    problem = original(0)
+    problem = drawn()
     fit_params = {name: value for name, value in problem.items() if name not in ("Z_train", "y_train")}
     check_estimator_contract(FailureModes(n_bootstrap=20), problem["Z_train"], problem["y_train"], **fit_params)
     assert clone(FailureModes(cv=3)).cv == 3
