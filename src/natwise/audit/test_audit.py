@@ -27,7 +27,7 @@ def hostile():
     frame["city"] = np.where(HIDDEN[:, 1] > 0, "{{ 7*7 }}", SCRIPT)
     labels = np.where(LABELS, SCRIPT, "=cmd|'/C calc'!A0")
     ids = [f"=HYPERLINK({i})" if i % 2 else f"-{i}" for i in range(N)]
-    group = np.where(LABELS, "@SUM(A1)", "{{ 7*7 }}")
+    group = np.where(HIDDEN[:, 1] > 0, "@SUM(A1)", "{{ 7*7 }}")
     time = [SCRIPT if i == 7 else f"2020-{i // 10 + 1:02}-01" for i in range(N)]
     return make_table(frame, labels, ids=ids, group=group, time=time, name=SCRIPT)
 

@@ -62,7 +62,7 @@ def test_levels_and_outliers_are_no_change_of_dependence():
         X[early] += 5
         X[::40] *= 1e6
 
-    found = change_points.answer(context(table(change=0.0, spoil=spoil)), Deadline(600))
+    found = change_points.answer(context(table(change=0.0, n=160, spoil=spoil)), Deadline(600))
     assert found.params["changes"] == []
     assert "beyond chance" in found.params["summary"][0]
 
@@ -179,6 +179,5 @@ def test_many_rows_are_subsampled(monkeypatch):
 
 def test_it_is_asked_only_when_there_are_times():
     data = table()
-    assert plan.asked(context(data)) == list(plan.QUESTIONS)
-    without = make_table(data.features, data.labels)
-    assert set(plan.QUESTIONS) - set(plan.asked(context(without))) == {"change_points"}
+    assert "change_points" in plan.asked(context(data))
+    assert "change_points" not in plan.asked(context(make_table(data.features, data.labels)))
