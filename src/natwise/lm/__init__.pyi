@@ -1,3 +1,13 @@
+from .mimetic_init import (
+    Mamba1 as Mamba1,
+    Mamba2 as Mamba2,
+    MambaLM as MambaLM,
+    mimetic_init_ as mimetic_init_,
+    parameter_groups as parameter_groups,
+    safe_decay as safe_decay,
+    ssd_attention_map as ssd_attention_map,
+    ssd_scan as ssd_scan,
+)
 from .salt import (
     SaltSchedule as SaltSchedule,
     SaltTrainer as SaltTrainer,

@@ -1,5 +1,7 @@
 """SALT: a small language model helps to train a large one, for the first part of the way."""
 
+from typing import Any
+
 from natwise.lm.salt._cache import TeacherCache
 from natwise.lm.salt._loss import linear_salt_loss, salt_loss
 from natwise.lm.salt._schedule import SaltSchedule
@@ -16,7 +18,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "SaltTrainer":  # imports transformers
         from natwise.lm.salt._trainer import SaltTrainer
 

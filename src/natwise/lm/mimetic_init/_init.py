@@ -1,0 +1,222 @@
+"""Mimetic initialisation: state space layers that start as attention of tokens to their like."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from natwise.core.random import RandomState, Streams
+from natwise.core.validation import check_integer, check_real
+from natwise.lm.mimetic_init._mamba import exclude_from_decay
+
+UNIT_STEP = math.log(math.e - 1)  # softplus of it is 1
+KEPT_AT_LEAST = 0.5
+SUPPORTED = "natwise's Mamba2 and Mamba1, transformers' Mamba2Mixer and MambaMixer, mamba_ssm's Mamba2 and Mamba, and \
+torch.nn.MultiheadAttention"
+
+
+@dataclass(frozen=True)
+class _Options:
+    state: bool
+    conv: bool
+    blend: float
+    decay: float
+    streams: Streams
+
+
+def mimetic_init_(
+    module: nn.Module,
+    *,
+    state: bool = True,
+    conv: bool = False,
+    blend: float = 0.5,
+    decay: float = 8.0,
+    max_length: int | None = None,
+    random_state: RandomState = None,
+) -> nn.Module:
+    r"""Initialise all state space and attention layers of a module in place, so that they start out copying.
+
+    State space layers get, in this order:
+
+    1. `state`: ``A_log = -decay``, no dependence of the step on the input, and a bias that makes every step 1, so that
+       a state decays by exp(-exp(-decay)) per token, hardly at all;
+    2. `blend`: :math:`W_C \leftarrow blend \cdot W_B + (1 - blend) W_C`, so that :math:`W_C^T W_B` is about a multiple
+       of the identity and a token reads what its like has written;
+    3. `conv`: the convolution becomes the identity.
+
+    Attention layers get :math:`W_Q W_K^T = .7 Z_1 + .7 I` for each head and :math:`W_V W_O = .4 Z_2 - .4 I`, with
+    entries of Z drawn from N(0, 1/d), each by the best factorisation of its rank.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        One of the supported layers, or a model that contains some: natwise's `Mamba2` and `Mamba1`, transformers'
+        ``Mamba2Mixer`` and ``MambaMixer``, mamba_ssm's ``Mamba2`` and ``Mamba``, ``torch.nn.MultiheadAttention``.
+    state : bool
+        Whether to do 1.
+    conv : bool
+        Whether to do 3. It hurt Mamba-2 on copying in our runs, and is off.
+    blend : float
+        In [0, 1]; 0 leaves C as it is.
+    decay : float
+        c of ``A_log = -c``; see `safe_decay` for long sequences.
+    max_length : int, optional
+        The longest sequence; warns when less than half of a state survives it.
+    random_state : int, Generator, RandomState or None
+        For attention only; the others draw nothing.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a module without a supported layer, a layer that was initialised so before (2 is not idempotent), weights
+        on the meta device or quantised ones, a limit on the steps that excludes 1, or options out of range. Then
+        nothing has been changed.
+
+    Notes
+    -----
+    Trockman et al. (2024), Section 4, as described in reviews; blend and decay as recalled there and in independent
+    ports. ``A_log``, ``dt_bias`` and ``D`` are marked ``_no_weight_decay``: see `parameter_groups`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from natwise.lm import Mamba2, mimetic_init_
+    >>> layer = mimetic_init_(Mamba2(32, d_state=16, head_dim=16, random_state=0))
+    >>> torch.nn.functional.softplus(layer.dt_bias)
+    tensor([1., 1., 1., 1.], grad_fn=<SoftplusBackward0>)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch module, got {type(module).__name__}")
+    blend = check_real("blend", blend, minimum=0.0, maximum=1.0)
+    decay = check_real("decay", decay)
+    if max_length is not None:
+        _warn_when_short(decay, check_integer("max_length", max_length, minimum=1))
+    layers: list[tuple[Any, Any]] = [(layer, change) for layer in module.modules() if (change := _change_for(layer))]
+    if not layers:
+        raise TypeError(f"module must be or contain one of {SUPPORTED}, got {type(module).__name__}")
+    for layer, _ in layers:
+        _check_layer(layer)
+    options = _Options(state, conv, blend, decay, Streams.of(random_state))
+    with torch.no_grad():
+        for number, (layer, change) in enumerate(layers):
+            change(layer, options, number)
+            layer._mimetic_init = True
+    return module
+
+
+def safe_decay(length: int, kept: float = 0.9) -> float:
+    """Return the smallest decay c at which at least `kept` of a state survives `length` tokens: exp(-length e^-c)."""
+    length = check_integer("length", length, minimum=1)
+    kept = check_real("kept", kept, minimum=0.0, maximum=1.0, exclusive=True)
+    return math.log(length / -math.log(kept))
+
+
+def _change_for(layer: nn.Module) -> Callable[[Any, _Options, int], None] | None:
+    """Recognise a layer by the names of its parameters, which all implementations share."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return _change_attention
+    if not all(hasattr(layer, name) for name in ("in_proj", "conv1d", "A_log", "D", "out_proj")):
+        return None
+    if hasattr(layer, "x_proj") and hasattr(layer, "dt_proj"):
+        return _change_mamba1
+    return _change_mamba2 if hasattr(layer, "dt_bias") else None
+
+
+def _change_mamba2(layer: Any, options: _Options, number: int) -> None:
+    """Change a layer whose in_proj has the rows gate, x, B, C and one step per head."""
+    heads, channels = layer.dt_bias.numel(), layer.conv1d.in_channels
+    inner = layer.out_proj.in_features
+    shared = (channels - inner) // 2
+    weight = layer.in_proj.weight
+    start = weight.shape[0] - heads - 2 * shared
+    if options.state:
+        layer.A_log.fill_(-options.decay)
+        weight[-heads:] = 0.0
+        if layer.in_proj.bias is not None:
+            layer.in_proj.bias[-heads:] = 0.0
+        layer.dt_bias.fill_(UNIT_STEP)
+    B, C = weight[start : start + shared], weight[start + shared : start + 2 * shared]
+    C.lerp_(B, options.blend)
+    if options.conv:
+        _identity_convolution(layer.conv1d)
+    exclude_from_decay(layer.A_log, layer.dt_bias, layer.D)
+
+
+def _change_mamba1(layer: Any, options: _Options, number: int) -> None:
+    """Change a layer whose x_proj has the rows of the low-rank step, B and C."""
+    states = layer.A_log.shape[1]
+    weight = layer.x_proj.weight
+    if options.state:
+        layer.A_log.fill_(-options.decay)
+        layer.dt_proj.weight.zero_()
+        layer.dt_proj.bias.fill_(UNIT_STEP)
+    weight[-states:].lerp_(weight[-2 * states : -states], options.blend)
+    if options.conv:
+        _identity_convolution(layer.conv1d)
+    exclude_from_decay(layer.A_log, layer.dt_proj.bias, layer.D)
+
+
+def _change_attention(layer: Any, options: _Options, number: int) -> None:
+    width, head = layer.embed_dim, layer.head_dim
+    rng = options.streams.child("attention").numpy(number)
+
+    def noise() -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal((width, width)) / math.sqrt(width))
+
+    identity = torch.eye(width, dtype=torch.float64)
+    for start in range(0, width, head):
+        queries, keys = best_factors(0.7 * noise() + 0.7 * identity, head)
+        layer.in_proj_weight[start : start + head] = queries.T
+        layer.in_proj_weight[width + start : width + start + head] = keys.T
+    values, outputs = best_factors(0.4 * noise() - 0.4 * identity, width)
+    layer.in_proj_weight[2 * width :] = values.T
+    layer.out_proj.weight.copy_(outputs)
+    if layer.in_proj_bias is not None:
+        layer.in_proj_bias.zero_()
+        layer.out_proj.bias.zero_()
+
+
+def best_factors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return L and R (d, rank) with L R^T the best approximation of a matrix (d, d), their columns of equal norms."""
+    left, values, right = torch.linalg.svd(matrix)
+    roots = values[:rank].sqrt()
+    return left[:, :rank] * roots, right[:rank].T * roots
+
+
+def _identity_convolution(conv: nn.Conv1d) -> None:
+    conv.weight.zero_()
+    conv.weight[:, :, -1] = 1.0
+    if conv.bias is not None:
+        conv.bias.zero_()
+
+
+def _check_layer(layer: Any) -> None:
+    name = type(layer).__name__
+    if getattr(layer, "_mimetic_init", False):
+        raise ValueError(f"module must not be initialised twice, got a {name} that was; build a new one")
+    if isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is None:
+        raise ValueError(f"module must have queries, keys and values of one width, got a {name} with others")
+    for parameter in layer.parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            kind = "on the meta device" if parameter.is_meta else f"of dtype {parameter.dtype}"
+            raise ValueError(f"module must have float weights in memory, got a {name} with weights {kind}")
+    low, high = getattr(layer, "time_step_limit", None) or getattr(layer, "dt_limit", None) or (0.0, math.inf)
+    if not low <= 1.0 <= high:
+        raise ValueError(f"module must allow steps of 1, got a {name} that limits them to [{low}, {high}]")
+
+
+def _warn_when_short(decay: float, length: int) -> None:
+    kept = math.exp(-length * math.exp(-decay))
+    if kept < KEPT_AT_LEAST:
+        text = f"only {100 * kept:.0f} % of a state survives max_length={length} tokens at decay={decay:g}"
+        warnings.warn(f"{text}; take decay={safe_decay(length):.1f} or more", UserWarning, stacklevel=3)
