@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.fixes import parse_version
 
 L1 = {"l1_ratio": 1.0} if parse_version(sklearn.__version__) >= parse_version("1.8") else {"penalty": "l1"}
-NEWTON_COLUMNS = 1000  # beyond, a Hessian costs more than it saves
+NEWTON_PARAMETERS = 1000  # beyond, a Hessian costs more than it saves
 GAP = 1e-3  # nats between the worst group's loss and its lower bound
 
 
@@ -46,7 +46,8 @@ class Head:
 
 def fit_head(X: np.ndarray, codes: np.ndarray, weights: np.ndarray, C: float) -> Head:
     """Minimise sum of weighted log-losses times C plus half the squared weights; C may be infinite."""
-    newton = np.isfinite(C) and X.shape[1] <= NEWTON_COLUMNS
+    n_rows = 1 if codes.max() <= 1 else codes.max() + 1
+    newton = np.isfinite(C) and X.shape[1] * n_rows <= NEWTON_PARAMETERS
     model = LogisticRegression(C=C, solver="newton-cholesky" if newton else "lbfgs", max_iter=5000, tol=1e-6)
     model.fit(X, codes, sample_weight=weights)
     return Head(model.coef_, model.intercept_)

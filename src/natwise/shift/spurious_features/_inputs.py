@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
 
-from natwise.core.validation import check_option, shorten
+from natwise.core.validation import check_array, check_option, shorten
 
 BALANCES = (None, "group")
 
@@ -36,7 +36,7 @@ class Labels:
         return len(self.values)
 
 
-def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> np.ndarray:
+def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> np.ndarray:
     """Return `X` (array, frame, list or CPU tensor) as finite float64 (n, d); `reset` in `fit` only."""
     if hasattr(X, "detach"):
         X = X.detach().cpu().numpy()
@@ -44,17 +44,15 @@ def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X"
     X = validate_data(estimator, X, dtype=np.float64, ensure_all_finite=False, reset=reset, **rows)
     if not np.isfinite(X.sum()) and not np.isfinite(X).all():
         row, column = np.argwhere(~np.isfinite(X))[0]
-        raise ValueError(f"{name} must hold no NaN and no inf, got {X[row, column]} in row {row}, column {column}")
+        raise ValueError(f"X must hold no NaN and no inf, got {X[row, column]} in row {row}, column {column}")
     return X
 
 
-def check_counterfactual(estimator: BaseEstimator, counterfactual: Any, X: np.ndarray) -> np.ndarray:
+def check_counterfactual(counterfactual: Any, X: np.ndarray) -> np.ndarray:
     """Return the counterfactual rows as finite float64 in the shape of `X`; row i must belong to row i of `X`."""
     if counterfactual is None:
         raise ValueError("counterfactual must hold the rows of X with another attribute, got None")
-    if np.shape(counterfactual) != X.shape:
-        raise ValueError(f"counterfactual must have the shape of X {X.shape}, got {np.shape(counterfactual)}")
-    return check_rows(estimator, counterfactual, reset=False, name="counterfactual")
+    return check_array("counterfactual", counterfactual, shape=X.shape, dtype=np.float64)
 
 
 def check_labels(name: str, values: Any, n_samples: int | None = None) -> Labels:

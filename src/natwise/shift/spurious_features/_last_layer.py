@@ -227,9 +227,10 @@ class LastLayerRetrainer(ClassifierMixin, BaseEstimator):
         if self.method == "jtt":
             wrong = _wrong_out_of_fold(Z, codes, C, streams)
             task = task.with_site(Labels(np.arange(2), wrong.astype(int)))
+        assert task.site is not None
         weights = balanced_weights(task.classes, task.site)
-        shares = np.bincount(task.groups, weights=weights / len(weights), minlength=task.n_groups)
-        return fit_head(Z, codes, weights, C), shares
+        sums = np.bincount(task.groups, weights=weights, minlength=task.n_groups)
+        return fit_head(Z, codes, weights, C), sums / sums.sum()
 
     def _afr(self, task: _Task, C: float, streams: Streams) -> Head:
         Z, codes = task.Z, task.classes.codes

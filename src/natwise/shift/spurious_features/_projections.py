@@ -93,7 +93,7 @@ class DropDimensions(SelectorMixin, BaseEstimator):
         weights = row_weights(y, site, self.balance)
         ranking = self.rank_by or ("probe" if counterfactual is None else "counterfactual")
         if ranking == "counterfactual":
-            other = check_counterfactual(self, counterfactual, X)
+            other = check_counterfactual(counterfactual, X)
             self.scores_ = np.abs(counterfactual_effect(X, other, site, weights))
         elif ranking == "auc":
             self.scores_ = auc(X, site, weights)
@@ -177,7 +177,7 @@ class CounterfactualProjection(AffineEraser):
         """
         n_components = check_integer("n_components", self.n_components, minimum=1)
         X = check_rows(self, X, reset=True)
-        other = check_counterfactual(self, counterfactual, X)
+        other = check_counterfactual(counterfactual, X)
         weights = row_weights(y, check_attribute(attribute, len(X)), self.balance)
         directions, sizes = counterfactual_directions(X, other, weights)
         if n_components > len(directions):

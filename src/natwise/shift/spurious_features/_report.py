@@ -133,7 +133,7 @@ class SpuriousFeatureReport(BaseEstimator):
         Z, mean, scale = standardised(X)
         other = None
         if counterfactual is not None or self.directions == "counterfactual":
-            other = (check_counterfactual(self, counterfactual, X) - mean) / scale
+            other = (check_counterfactual(counterfactual, X) - mean) / scale
         groups = group_codes(classes, site)
         half = random_share_of_each(groups, 0.5, Streams.of(self.random_state).numpy("half"))
         if not np.isin(groups, groups[~half]).all():

@@ -230,6 +230,7 @@ _CLAIMS: dict[str, Callable[[str, int, DataDir], Measured]] = {
 def figure(claim: str, result: Result) -> Figure:
     """Draw worst-group and overall accuracy per method, or the angles between found and true parts."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if claim == "split":
         drawing = Figure(figsize=(5.5, 3.2), layout="constrained")
@@ -238,7 +239,7 @@ def figure(claim: str, result: Result) -> Figure:
             axes.plot(np.arange(1, len(result.arrays[name]) + 1), result.arrays[name], "o", label=label)
         axes.axhline(5, color="0.6", linestyle=":")
         axes.set(xlabel="synthetic table", ylabel="angle to the truth (degrees)", ylim=(0, None))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         return drawing
     order = np.argsort(result.arrays["worst_group_accuracy"])

@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from sklearn import config_context
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from natwise.core.io import load_npz
@@ -174,6 +177,8 @@ def test_counterfactual_projection():
     np.testing.assert_allclose(np.abs((eraser.components_ * right[:2]).sum(1)), 1, rtol=1e-9)
     with pytest.raises(ValueError, match="n_components must be at most 2"):
         CounterfactualProjection(3).fit(X, counterfactual=other, attribute=site)
+    framed = CounterfactualProjection(2).fit(pd.DataFrame(X).add_prefix("f"), counterfactual=other, attribute=site)
+    np.testing.assert_array_equal(framed.components_, eraser.components_)
     balanced = CounterfactualProjection(1, balance="group").fit(X, y, counterfactual=other, attribute=site)
     assert balanced.components_.shape == (1, 6)
 
@@ -359,7 +364,7 @@ NEED_CLASSES = [({"y": None}, ValueError, "None"), ({"y": Y[:-1]}, ValueError, "
         (INLP(balance="group"), NEED_CLASSES),
         (
             DropDimensions(2, balance="group"),
-            [*NEED_CLASSES, ({"counterfactual": OTHER[:5]}, ValueError, "shape of X")],
+            [*NEED_CLASSES, ({"counterfactual": OTHER[:5]}, ValueError, "shape (60, 6)")],
         ),
         (LinearDisentangler(2, 2, tol=0.1), NEED_CLASSES),
         (LastLayerRetrainer(), [*NEED_CLASSES, ({"y": np.zeros(60)}, ValueError, "at least two classes")]),
@@ -372,9 +377,9 @@ def test_bad_data(estimator, cases):
 
 def test_bad_counterfactuals():
     cases = [
-        ({"counterfactual": OTHER[:-1]}, ValueError, "shape of X"),
+        ({"counterfactual": OTHER[:-1]}, ValueError, "shape (60, 6)"),
         ({"counterfactual": None}, ValueError, "None"),
-        ({"counterfactual": HOLE}, ValueError, "no NaN"),
+        ({"counterfactual": HOLE}, ValueError, "finite, got nan"),
         ({"counterfactual": X}, ValueError, "at most 0"),
     ]
     check_bad_input(CounterfactualProjection().fit, cases, X=X, y=Y, attribute=SITE)
@@ -435,6 +440,13 @@ def test_bad_parameters(kind, cases):
         kind(**parameters).fit(X, Y, attribute=SITE)
 
     check_bad_input(call, cases, **good)
+
+
+def test_pipelines_route_the_attribute():
+    with config_context(enable_metadata_routing=True):
+        steps = LEACE().set_fit_request(attribute=True), LogisticRegression()
+        pipeline = make_pipeline(*steps).fit(X, Y, attribute=SITE)
+        assert pipeline.score(X, Y) > 0.5
 
 
 def test_an_empty_group_is_warned_of_and_left_out():
