@@ -227,50 +227,50 @@ class FailureModes(BaseEstimator):
         return check_counts(cells.reshape(n_domains, n_classes), names, problem.classes, fewest, reason)
 
     def _decompose(self, probe: Probe, problem: Problem, both: Rows, streams: Streams) -> None:
-        n, n_classes = len(problem.y_train), len(problem.classes)
-        y = np.append(problem.y_train, problem.y_test)
-        train, test = slice(n), slice(n, None)
-        source_fold, fold, joint_fold = self._folds(problem, both.rank, streams)
-        n_folds = self.cv or 1
-
-        def run(rows: slice, held: np.ndarray, start: Any = None) -> tuple[np.ndarray, float, Any]:
-            """Return out-of-fold predictions (fitted ones where nothing is held out) and the error on fitted rows."""
-            seen = np.arange(n_folds)[:, None] != held
-            codes = np.broadcast_to(y[rows], seen.shape)
-            found = fit_predict(probe, both[rows], codes, seen.astype(np.float64), n_classes, start)
-            predicted = found.codes[0] if (held < 0).all() else unseen(held, found.codes)
-            return predicted, float((found.codes != codes)[seen].mean()), found.coefficients
-
-        source, _, coefficients = run(train, source_fold)
-        alone, fitted_test, _ = run(test, fold)
-        joint, fitted_joint, _ = run(slice(None), np.append(np.full(n, -1), joint_fold), coefficients)
-        joint = np.where(joint_fold < 0, -1, joint[test] != problem.y_test)
-        errors = PairedErrors(
-            problem.y_test,
-            np.stack([alone != problem.y_test, joint, problem.pred_test != problem.y_test]),
-            self.metric == "balanced_error",
-        )
-        own = PairedErrors(problem.y_id, (problem.pred_id != problem.y_id)[None], self.metric == "balanced_error")
-        self.cumulative_ = np.append(own.rates(), errors.rates())
-        replicates = np.concatenate(
+        """Set everything that the four errors tell."""
+        balanced = self.metric == "balanced_error"
+        wrong = self._probe_errors(probe, problem, both, streams, balanced)
+        test = PairedErrors(problem.y_test, np.vstack([wrong, problem.pred_test != problem.y_test]), balanced)
+        home = PairedErrors(problem.y_id, (problem.pred_id != problem.y_id)[None], balanced)
+        self.cumulative_ = np.append(home.rates(), test.rates())
+        replicates = np.hstack(
             [
-                part.replicates(self.n_bootstrap, streams.numpy(name))
-                for name, part in (("bootstrap id", own), ("bootstrap test", errors))
-            ],
-            axis=1,
+                home.replicates(self.n_bootstrap, streams.numpy("bootstrap id")),
+                test.replicates(self.n_bootstrap, streams.numpy("bootstrap test")),
+            ]
         )
         self.parts_ = np.diff(self.cumulative_, prepend=0.0)
         self.bootstrap_parts_ = np.diff(replicates, prepend=0.0, axis=1)
         self.se_, self.cumulative_se_ = self.bootstrap_parts_.std(axis=0, ddof=1), replicates.std(axis=0, ddof=1)
-        counts = np.bincount(problem.y_test, minlength=n_classes)
-        balanced = 1 - 1 / np.count_nonzero(counts)
-        self.majority_error_ = balanced if self.metric == "balanced_error" else 1 - counts.max() / counts.sum()
-        probe_errors = PairedErrors(problem.y_train, (source != problem.y_train)[None], self.metric == "balanced_error")
+        counts = np.bincount(problem.y_test)
+        self.majority_error_ = float(1 - (1 / np.count_nonzero(counts) if balanced else counts.max() / counts.sum()))
+
+    def _probe_errors(self, probe: Probe, problem: Problem, both: Rows, streams: Streams, balanced: bool) -> np.ndarray:
+        """Return where the probes of e'_1 and e'_2 err on test rows (2, m), -1 where not asked; set diagnostics."""
+        n, n_classes, n_folds = len(problem.y_train), len(problem.classes), self.cv or 1
+        y = np.append(problem.y_train, problem.y_test)
+        source_fold, fold, joint_fold = self._folds(problem, both.rank, streams)
+
+        def run(rows: slice, held: np.ndarray, start: Any = None) -> tuple[np.ndarray, float, Any]:
+            """Return where probes err on rows held out (on all, where none is), and their error on fitted rows."""
+            seen = np.arange(n_folds)[:, None] != held
+            codes = np.broadcast_to(y[rows], seen.shape)
+            found = fit_predict(probe, both[rows], codes, seen.astype(np.float64), n_classes, start)
+            if (held < 0).all():
+                wrong = found.codes[0] != y[rows]
+            else:
+                wrong = np.where(held < 0, -1, unseen(held, found.codes) != y[rows])
+            return wrong, float((found.codes != codes)[seen].mean()), found.coefficients
+
+        source, _, coefficients = run(slice(n), source_fold)
+        alone, fitted_test, _ = run(slice(n, None), fold)
+        joint, fitted_joint, _ = run(slice(None), np.append(np.full(n, -1), joint_fold), coefficients)
         self.diagnostics_ = {
-            "e0_probe": float(probe_errors.rates()[0]),
+            "e0_probe": float(PairedErrors(problem.y_train, source[None], balanced).rates()[0]),
             "fitted_test": fitted_test,
             "fitted_joint": fitted_joint,
         }
+        return np.stack([alone, joint[n:]])
 
     def _folds(self, problem: Problem, rank: np.ndarray, streams: Streams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the folds of the training rows, of the test rows, and of the test rows in the joint fits."""
