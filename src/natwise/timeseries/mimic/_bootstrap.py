@@ -18,7 +18,7 @@ from ._ranking import Ranking
 LENGTH_METRICS = ("kappa", "mad", "mse", "mape")
 LABEL_METRICS = ("ave_auc_macro", "ave_auc_micro", "ave_auc_weighted")
 METRICS = (*Ranking.NAMES, *LABEL_METRICS, *LENGTH_METRICS)
-_CELLS = 2_000_000  # resampled counts that are in memory at once
+_CELLS = 200_000  # resampled counts that are in memory at once: they fit the cache
 
 
 def bootstrap_ci(
@@ -32,8 +32,8 @@ def bootstrap_ci(
 ) -> Result:
     """Resample the test samples with replacement and return the spread of a metric.
 
-    A resample is a number of occurrences per sample; scores are sorted once and each resample costs cumulative sums
-    only. The values are those of the metric on the resampled data, to rounding.
+    A resample is a number of occurrences per sample, drawn in the order of the scores, which are sorted once: it
+    costs cumulative sums only. The values are those of the metric on the resampled data, to rounding.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def bootstrap_ci(
 
 def _counts(rng: np.random.Generator, size: int, n: int) -> np.ndarray:
     """Return how often each sample occurs in each resample, float64 (size, n)."""
-    draws = rng.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
-    return np.bincount(draws.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+    draws = rng.integers(0, n, size=(size, n), dtype=np.int32)
+    return np.stack([np.bincount(row, minlength=n) for row in draws]).astype(np.float64)
 
 
 def _evaluator(metric: str, y_true: Any, y_score: Any) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
@@ -110,9 +110,9 @@ def _areas(metric: str, y_true: np.ndarray, y_score: np.ndarray, counts: np.ndar
     n_labels = y_true.shape[1]
     if metric == "ave_auc_micro":
         ranking = Ranking(y_true.ravel(), y_score.ravel())
-        return ranking.scores("auroc", np.repeat(counts, n_labels, axis=1))
+        return ranking.scores("auroc", np.repeat(counts, n_labels, axis=1)[:, ranking.order])
     columns = [Ranking(*check_binary(y_true[:, label], y_score[:, label])) for label in range(n_labels)]
-    areas = np.stack([ranking.scores("auroc", counts) for ranking in columns], axis=1)
+    areas = np.stack([ranking.scores("auroc", counts[:, ranking.order]) for ranking in columns], axis=1)
     if metric == "ave_auc_macro":
         return areas.mean(axis=1)
     positives = counts @ y_true

@@ -134,31 +134,28 @@ class Discretizer:
         return checked
 
     def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Scatter the observations of all stays into their rows and fill the gaps within each stay."""
-        n_rows = first_bin[-1]
-        source = np.full((n_rows, series.values.shape[1]), -1)  # which event a cell shows
-        event, variable = np.nonzero(~np.isnan(series.values))
-        source[rows[event], variable] = event  # events are sorted: the last of a bin is written last
-        observed = source >= 0
-        if self.imputation in ("previous", "next"):
-            source = self._filled(source, observed, first_bin)
-        normal = np.array([_normal(v) if self.imputation != "zero" else np.nan for v in mimic3.variables()])
-        values = np.where(source >= 0, np.take_along_axis(_padded(series.values), source, axis=0), normal)
-        blocks = [_columns(v, column) for v, column in zip(mimic3.variables(), values.T, strict=True)]
-        return np.hstack([*blocks, *([observed] if self.masks else [])], dtype=np.float64)
+        """Put the observations of all stays into their rows and fill the gaps within each stay."""
+        matrix = np.zeros((first_bin[-1], self.n_columns))
+        n_values = self.n_columns - self.masks * len(mimic3.variables())
+        first = 0
+        for position, (variable, observations) in enumerate(zip(mimic3.variables(), series.values.T, strict=True)):
+            events = np.flatnonzero(~np.isnan(observations))
+            values = np.full(len(matrix), np.nan)
+            values[rows[events]] = observations[events]  # events are sorted: the last of a bin is written last
+            if self.masks:
+                matrix[:, n_values + position] = ~np.isnan(values)
+            block = matrix[:, first : first + variable.width]
+            block[:] = _columns(variable, self._filled(variable, values, first_bin))
+            first += variable.width
+        return matrix
 
-    def _filled(self, source: np.ndarray, observed: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Carry each observation forward (or backward) to the next one, never across stays."""
-        index = np.arange(len(source))[:, None]
-        stay = np.repeat(np.arange(len(first_bin) - 1), np.diff(first_bin))
-        if self.imputation == "previous":
-            nearest = np.maximum.accumulate(np.where(observed, index, -1), axis=0)
-            known = nearest >= first_bin[:-1][stay][:, None]
-        else:
-            nearest = np.minimum.accumulate(np.where(observed, index, len(source))[::-1], axis=0)[::-1]
-            known = nearest < first_bin[1:][stay][:, None]
-        carried = np.take_along_axis(source, np.where(known, nearest, 0), axis=0)
-        return np.where(known, carried, -1)
+    def _filled(self, variable: mimic3.Variable, values: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
+        """Fill the gaps of one variable: never from another stay."""
+        if self.imputation == "zero":
+            return values
+        if self.imputation != "normal_value":
+            values = _carried(values, first_bin, forward=self.imputation == "previous")
+        return np.where(np.isnan(values), _normal(variable), values)
 
 
 def read_series(path: Any) -> Any:
@@ -183,9 +180,13 @@ def _normal(variable: mimic3.Variable) -> float:
     return float(variable.categories.index(variable.normal) if variable.categories else variable.normal)
 
 
-def _padded(values: np.ndarray) -> np.ndarray:
-    """Return the values with a last row, which the position -1 stands for."""
-    return np.vstack([values, np.full((1, values.shape[1]), np.nan)])
+def _carried(values: np.ndarray, first_bin: np.ndarray, *, forward: bool) -> np.ndarray:
+    """Carry each observation forward, or backward, to the next one of the same stay."""
+    if not forward:
+        return _carried(values[::-1], first_bin[-1] - first_bin[::-1], forward=True)[::-1]
+    nearest = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))))
+    known = nearest >= np.repeat(first_bin[:-1], np.diff(first_bin))
+    return np.where(known, values[nearest], np.nan)
 
 
 def _columns(variable: mimic3.Variable, values: np.ndarray) -> np.ndarray:

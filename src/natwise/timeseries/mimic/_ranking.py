@@ -22,35 +22,32 @@ class Ranking:
         order = np.argsort(-y_score, kind="stable")
         falling = y_score[order]
         self.order = order
-        self.ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-        self.positive = y_true[order] == 1
+        self.starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))
+        self.positive = (y_true[order] == 1).astype(np.float64)
 
     def scores(self, name: str, counts: np.ndarray) -> np.ndarray:
-        """Return a metric (B,) for samples that occur `counts` (B, n) times, in the original order.
+        """Return a metric (B,) for samples that occur `counts` times, (B, n) float64, by falling score.
 
         NaN where only one class occurs.
         """
-        true, false = self._cumulated(counts)
+        positive = counts * self.positive
+        negative = counts - positive
+        if len(self.starts) < counts.shape[1]:
+            positive = np.add.reduceat(positive, self.starts, axis=1)
+            negative = np.add.reduceat(negative, self.starts, axis=1)
+        true = np.cumsum(positive, axis=1)
+        n_true, n_false = true[:, -1], negative.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             if name == "auroc":
-                area = (np.diff(false, prepend=0.0) * (true + _before(true))).sum(axis=1) / 2
-                return area / (true[:, -1] * false[:, -1])
-            recall = true / true[:, -1:]
-            recall = np.where(false[:, -1:] > 0, recall, np.nan)
-            precision = np.where(true + false > 0, true / (true + false), 1.0)
-        if name == "minpse":
-            return np.minimum(precision, recall).max(axis=1)
-        steps = np.diff(recall, prepend=0.0)
-        if name == "average_precision":
-            return (steps * precision).sum(axis=1)
-        return (steps * (precision + _before(precision, 1.0))).sum(axis=1) / 2
-
-    def _cumulated(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the true and the false positives (B, n_steps) down to each distinct score."""
-        sorted_counts = counts[:, self.order]
-        true = np.cumsum(sorted_counts * self.positive, axis=1)[:, self.ends]
-        return true, np.cumsum(sorted_counts, axis=1)[:, self.ends] - true
-
-
-def _before(values: np.ndarray, first: float = 0.0) -> np.ndarray:
-    return np.concatenate([np.full((len(values), 1), first), values[:, :-1]], axis=1)
+                area = np.einsum("bi,bi->b", negative, true) - np.einsum("bi,bi->b", negative, positive) / 2
+                return area / (n_true * n_false)
+            called = true + np.cumsum(negative, axis=1)
+            precision = np.where(called > 0, true / np.maximum(called, 1), 1.0)
+            recall = true / np.where(n_false > 0, n_true, np.nan)[:, None]
+            if name == "minpse":
+                return np.minimum(precision, recall).max(axis=1)
+            steps = positive / np.where(n_false > 0, n_true, np.nan)[:, None]
+        if name == "auprc":
+            before = np.concatenate([np.ones((len(precision), 1)), precision[:, :-1]], axis=1)
+            precision = (precision + before) / 2
+        return np.einsum("bi,bi->b", steps, precision)

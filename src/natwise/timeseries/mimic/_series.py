@@ -76,7 +76,7 @@ def read_frames(frames: Any, stays: Sequence[Any] | None = None) -> Series:
     numbers = [
         _encode(variable, [values[j] for _, values in columns], locate) for j, variable in enumerate(mimic3.variables())
     ]
-    series = Series(hours, np.stack(numbers, axis=1), starts)
+    series = Series(hours, np.stack(numbers).T, starts)
     _check_order(series, locate)
     return series
 
@@ -89,8 +89,26 @@ def read_table(table: Any) -> Series:
     def locate(row: int) -> str:
         return f"ICUSTAY_ID {same[row]}"
 
-    numbers = [_encode(variable, [table[variable.name]], locate) for variable in mimic3.variables()]
-    return Series(table["Hours"].to_numpy(), np.stack(numbers, axis=1), starts)
+    values = _cast(table)
+    for position, variable in enumerate(mimic3.variables()):
+        column = table[variable.name]
+        if np.isfinite(values[:, position]).sum() < len(column) - column.null_count():  # a text that is no plain value
+            values[:, position] = _encode(variable, [column], locate)
+    return Series(table["Hours"].to_numpy(), values, starts)
+
+
+def _cast(table: Any) -> np.ndarray:
+    """Return the variables as numbers (n_rows, 17), NaN also where a text is not exactly a number or a category."""
+    import polars as pl
+
+    columns = []
+    for variable in mimic3.variables():
+        column = pl.col(variable.name)
+        if variable.categories:
+            column = column.cast(pl.String).cast(pl.Enum(variable.categories), strict=False).to_physical()
+        columns.append(column.cast(pl.Float64, strict=False))
+    array: np.ndarray = table.select(columns).fill_null(np.nan).to_numpy(writable=True)
+    return array
 
 
 def _columns(frame: Any, stay: str) -> tuple[np.ndarray, list[Any]]:
@@ -114,9 +132,9 @@ def _check_order(series: Series, locate: Callable[[int], str]) -> None:
 
 def _encode(variable: mimic3.Variable, columns: list[Any], locate: Callable[[int], str]) -> np.ndarray:
     """Return one variable of all stays as float64; each distinct text is looked at once."""
-    parse = partial(_category, _category_table(variable)) if variable.categories else _number
     if not variable.categories and all(_is_numeric(column) for column in columns):
         return np.concatenate([np.asarray(column, dtype=np.float64) for column in columns])
+    parse = partial(_category, _category_table(variable)) if variable.categories else _number
     codes, distinct = _distinct(columns)
     parsed = [np.nan if _is_missing(value) else parse(value) for value in distinct]
     wrong = next((i for i, number in enumerate(parsed) if number is None), None)
@@ -129,17 +147,19 @@ def _encode(variable: mimic3.Variable, columns: list[Any], locate: Callable[[int
 
 
 def _is_numeric(column: Any) -> bool:
-    dtype: Any = getattr(column, "dtype", None)
-    if hasattr(dtype, "is_numeric"):  # polars
-        return bool(dtype.is_numeric()) and column.null_count() == 0
+    dtype = getattr(column, "dtype", None)
     return isinstance(dtype, np.dtype) and dtype.kind in "biuf"
+
+
+def _is_polars(column: Any) -> bool:
+    return type(column).__module__.startswith("polars.")
 
 
 def _distinct(columns: list[Any]) -> tuple[np.ndarray, list[Any]]:
     """Return the position of every value among the distinct ones, which follow; the last position is for missing."""
     import pandas as pd
 
-    if len(columns) == 1 and hasattr(columns[0], "rank") and hasattr(columns[0], "to_physical"):  # polars
+    if len(columns) == 1 and _is_polars(columns[0]):
         distinct = columns[0].unique().drop_nulls()
         table = dict(zip(distinct.to_list(), range(len(distinct)), strict=True))
         codes = columns[0].replace_strict(table, default=len(table)).to_numpy()

@@ -163,10 +163,11 @@ def raise_unparsable(table: str, name: str, value: object) -> None:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn what polars raises for bad input or a full disk into one `ValueError` or `OSError`."""
+    """Turn what polars raises into one line: `OSError` where a file could not be written, else `ValueError`."""
     try:
         yield
     except pl.exceptions.PolarsError as error:
         text = " ".join(str(error).split("\n\n")[0].split())
-        kind = OSError if "No space left" in text or "File too large" in text else ValueError
-        raise kind(f"{what}: {shorten(text, 300)}") from error
+        written = any(sign in text for sign in ("os error", "No space left", "transport error"))
+        kind = OSError if written else ValueError
+        raise kind(f"{what}: {'could not be written, is the disk full? ' * written}{shorten(text, 300)}") from error
