@@ -112,7 +112,10 @@ class CountRegression(BaseEstimator):
         strengths = check_array("Cs", self.Cs, shape=("n_strengths",))
         check_real("Cs", float(strengths.min(initial=np.inf)), minimum=0.0, exclusive=True)
         earlier, later = later_part(train, self.validation_fraction)
-        losses = [self._fit(check_trainable("dataset", earlier), C)._loss(later) for C in strengths]
+        later = later[later.has_documents]
+        losses = [self._fit(check_trainable("dataset", earlier), C)._loss(later) for C in strengths if len(later)] or [
+            0
+        ]
         self.C_ = float(strengths[int(np.argmin(losses))])
         self.base_rate_ = float(dataset.y.mean())
         return self._fit(train, self.C_)
@@ -121,9 +124,11 @@ class CountRegression(BaseEstimator):
         """Return the probabilities of no event and of an event, (n, 2)."""
         check_is_fitted(self)
         check_dataset("dataset", dataset)
-        probability = self.model_.predict_proba(self._features(dataset))
-        probability[~dataset.has_documents] = 1 - self.base_rate_, self.base_rate_
-        return probability
+        filled = dataset.has_documents
+        event = np.full(len(dataset), self.base_rate_)
+        if filled.any():
+            event[filled] = self.model_.predict_proba(self._features(dataset[filled]))[:, 1]
+        return np.stack([1 - event, event], axis=1)
 
     def _fit(self, dataset: EventDataset, C: float) -> CountRegression:
         self._vectorizer = None

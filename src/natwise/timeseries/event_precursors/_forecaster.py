@@ -24,6 +24,7 @@ from natwise.timeseries.event_precursors._dataset import EventDataset, check_dat
 from natwise.timeseries.event_precursors._encoders import TextEncoder, Vectors, WordIds, check_encoder, new_vectors
 from natwise.timeseries.event_precursors._model import HierarchicalAttentionLSTM
 from natwise.timeseries.event_precursors._precursors import (
+    NO_SCORES,
     Scores,
     attention_scores,
     best_scores,
@@ -113,7 +114,7 @@ class EventForecaster(BaseEstimator):
     >>> train, test = data.split(data.target_dates[140])
     >>> model = EventForecaster(8, max_epochs=2, random_state=0).fit(train)
     >>> model.predict_proba(test).shape, list(model.precursors(test, top_k=1).columns[:3])
-    ((56, 2), ['instance', 'document', 'score'])
+    ((55, 2), ['instance', 'document', 'score'])
     """
 
     def __init__(
@@ -191,8 +192,8 @@ class EventForecaster(BaseEstimator):
         self.encode_ = self._new_encoder()
         device = check_device("device", self.device)
         corpora = [Corpus(train, self.encode_.learn, device)]
-        if validation is not None:
-            corpora.append(Corpus(validation, self.encode_, device))
+        if validation is not None and validation.has_documents.any():
+            corpora.append(Corpus(validation[validation.has_documents], self.encode_, device))
         self.models_, self.histories_ = [], []
         for member in range(self.n_members):
             streams = Streams.of(self.random_state).child(f"member-{member}")
@@ -269,9 +270,7 @@ class EventForecaster(BaseEstimator):
             check_integer("top_k", top_k, minimum=1)
         if level == "excerpt" and not self.models_[0].excerpts:
             raise ValueError("level must be 'document' when documents are single vectors, got 'excerpt'")
-        parts = [
-            self._scores(corpus, rows, top_k, by, level) for rows in _chunks(np.flatnonzero(dataset.has_documents))
-        ]
+        parts = [NO_SCORES, *(self._scores(corpus, rows, top_k, by, level) for rows in _chunks(dataset))]
         row, document, excerpt, score = (np.concatenate(values) for values in zip(*parts, strict=True))
         if level == "document":
             return precursor_frame(dataset, row, document, score, top_k)
@@ -379,13 +378,15 @@ class EventForecaster(BaseEstimator):
 
     def _logits(self, model: HierarchicalAttentionLSTM, corpus: Corpus) -> Tensor:
         with torch.no_grad():
-            parts = [model.read(corpus.windows(rows)).logit for rows in _chunks(np.arange(len(corpus.dataset)))]
-        return torch.cat(parts)
+            return torch.cat([model.read(corpus.windows(rows)).logit for rows in _chunks(corpus.dataset)])
 
     def _probability(self, corpus: Corpus) -> np.ndarray:
-        shifted = [self._logits(model, corpus).double() - self._shift for model in self.models_]
-        event = torch.stack(shifted).sigmoid().mean(dim=0).cpu().numpy()
-        return np.where(corpus.dataset.has_documents, event, self.base_rate_)
+        filled = corpus.dataset.has_documents
+        event = np.full(len(filled), self.base_rate_)
+        if filled.any():
+            shifted = [self._logits(model, corpus).double() - self._shift for model in self.models_]
+            event[filled] = torch.stack(shifted).sigmoid().mean(dim=0).cpu().numpy()
+        return event
 
     @property
     def _shift(self) -> float:
@@ -415,5 +416,7 @@ def _mark_words(model: HierarchicalAttentionLSTM, associations: np.ndarray, stre
         model.embedding.weight += MARK * marks
 
 
-def _chunks(rows: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(rows, max(1, -(-len(rows) // ROWS)))
+def _chunks(dataset: EventDataset) -> list[np.ndarray]:
+    """Return the instances that have a document, some at a time."""
+    rows = np.flatnonzero(dataset.has_documents)
+    return [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]

@@ -34,6 +34,9 @@ class Scores(NamedTuple):
     score: np.ndarray
 
 
+NO_SCORES = Scores(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.int64, np.float64)))
+
+
 @torch.no_grad()
 def attention_scores(model: HierarchicalAttentionLSTM, corpus: Corpus, rows: np.ndarray, excerpts: bool) -> Scores:
     """Return beta * alpha of every document of some instances, or beta * alpha * gamma of every excerpt."""

@@ -17,6 +17,7 @@ from natwise.timeseries import (
     CountRegression,
     EventDataset,
     EventForecaster,
+    NestedMIL,
     Persistence,
     RollingMean,
     compare_forecasts,
@@ -286,6 +287,12 @@ def test_instances_without_documents_get_the_base_rate():
     assert table["no_documents"].tolist() == [False] * 6 + [True] * 4
     np.testing.assert_array_equal(table["probability"][table["no_documents"]], model.base_rate_)
     assert set(model.precursors(data)["instance"]) == set(np.flatnonzero(~table["no_documents"]))
+    silent = data[table["no_documents"].to_numpy()]  # no document at all
+    for forecaster in (model, CountRegression(min_documents=1).fit(data), NestedMIL(n_iterations=5).fit(data)):
+        np.testing.assert_array_equal(forecaster.predict_proba(silent)[:, 1], forecaster.base_rate_)
+        np.testing.assert_allclose(forecaster.predict_proba(data)[6:], forecaster.predict_proba(silent))
+    assert model.precursors(silent, by="occlusion").empty
+    assert model.precursors(silent, level="excerpt").empty
 
 
 def test_bad_input_of_the_forecaster():
