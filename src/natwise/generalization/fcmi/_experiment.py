@@ -47,10 +47,10 @@ def run_supersample_experiment(
     Parameters
     ----------
     estimator : scikit-learn classifier, BatchedTrainer, torch factory, or callable
-        The recipe. A callable without required arguments is a factory of torch modules, trained by `BatchedTrainer`
-        with its defaults; one with four arguments is ``train(X_train, y_train, X_query, seed)`` and returns classes.
+        The recipe. A callable without arguments is a factory of torch modules, for `BatchedTrainer` with its defaults;
+        one with four is ``train(X_train, y_train, X_query, seed)`` and returns classes.
     X : array-like, DataFrame or sparse matrix of shape (n_samples, ...)
-        The pool that supersamples are drawn from, without replacement.
+        The pool to draw from, without replacement.
     y : array-like of shape (n_samples,)
         Classes, of any type.
     n : int
@@ -60,17 +60,16 @@ def run_supersample_experiment(
     random_state : int, Generator, RandomState, Streams or None
         Chooses samples and splits and seeds the training.
     n_supersamples : int
-        Supersamples: independent pools of 2n samples. Bounds are averaged over them.
+        Supersamples, over which bounds are averaged.
     design : {"iid", "antithetic"}
         See `sample_supersample`.
     deterministic : bool
-        Start every run from the same seed, so that predictions are a function of the training set. Otherwise each run
-        has its own. A ``random_state`` that the estimator already holds is left to it.
+        Start every run from one seed, so that predictions are a function of the training set, else each from its own.
+        A ``random_state`` that the estimator already holds stays.
     n_jobs : int, optional
         Runs side by side, through joblib: inside ``joblib.parallel_config("dask")`` or ``"ray"`` they go there.
     checkpoint_dir : path, optional
-        Keep every finished run (or batch of runs) in this folder, and take up those that are there: a killed
-        experiment continues where it was. A folder of another experiment is refused.
+        Keep every finished run (or batch of networks) here, and take up those that are there after a kill.
     verbose : int
         Show a progress bar over runs when standard error is a terminal.
 
@@ -80,35 +79,24 @@ def run_supersample_experiment(
         Scalars as of `SupersampleRuns.bounds`, and for each bound its reading at zero information ``<name>_null``,
         ``<name>_null_95`` and ``<name>_p_value``; ``null`` is that of ``fcmi``. Arrays ``S``, ``predictions``, ``y``
         (``SupersampleRuns`` takes them again), ``indices`` (the rows of the supersample) and ``information_<target>``.
+        A training half of one class is not given to the estimator: the prediction is that class.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong argument, a pool with fewer than 2n samples, predictions that are no classes of y, a folder of
-        another experiment. A training half with samples of one class is not given to the estimator: it predicts that
-        class.
+        For a wrong argument, too small a pool, predictions that are no classes of y, a folder of another experiment.
     """
-    n = check_integer("n", n, minimum=1)
-    n_supersamples = check_integer("n_supersamples", n_supersamples, minimum=1)
+    n, n_supersamples = check_integer("n", n, minimum=1), check_integer("n_supersamples", n_supersamples, minimum=1)
     if checkpoint_dir is not None and random_state is None:
         raise ValueError("random_state must be given with checkpoint_dir, got None")
     X, classes, codes = _check_pool(X, y, n)
     recipe, streams = as_recipe(estimator, classes), Streams.of(random_state)
-    seed = random_state if isinstance(random_state, int) else None
-    with provenance(seed=seed, data={"y": codes}) as record:
+    with provenance(seed=random_state if isinstance(random_state, int) else None, data={"y": codes}) as record:
         drawn = [_draw(streams.child(j), codes, n, n_splits, design, deterministic) for j in range(n_supersamples)]
         folder = None if checkpoint_dir is None else _open(Path(checkpoint_dir), describe(estimator), X, drawn)
         predictions = _run(recipe, X, drawn, folder, n_jobs, verbose)
-    arrays = {
-        "S": np.stack([part.S for part in drawn]),
-        "predictions": predictions.reshape(n_supersamples, n_splits, n, 2),
-        "y": np.stack([part.codes for part in drawn]),
-        "indices": np.stack([part.indices for part in drawn]),
-    }
-    if n_supersamples == 1:
-        arrays = {name: array[0] for name, array in arrays.items()}
-    params = {"design": design, "deterministic": deterministic, "classes": [str(name) for name in classes[:100]]}
-    return _result(arrays, params, streams.child("null"), record)
+    params = {"design": design, "deterministic": deterministic, "classes": classes[:100].astype(str).tolist()}
+    return _result(_arrays(drawn, predictions), params, streams.child("null"), record)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +180,14 @@ def _train(recipe: Recipe, X: Any, part: _Supersample, runs: slice, path: Path |
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, predictions=predictions)
     return predictions
+
+
+def _arrays(drawn: Sequence[_Supersample], predictions: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what was drawn and predicted, with an axis of supersamples when there are several."""
+    arrays = {name: np.stack([getattr(part, name) for part in drawn]) for name in ("S", "codes", "indices")}
+    arrays["predictions"] = predictions.reshape(*arrays["S"].shape, 2)
+    arrays["y"] = arrays.pop("codes")
+    return {name: array[0] for name, array in arrays.items()} if len(drawn) == 1 else arrays
 
 
 def _result(arrays: dict[str, np.ndarray], params: dict[str, Any], streams: Streams, record: Any) -> Result:

@@ -14,10 +14,10 @@ from natwise.core.validation import check_array, check_integer, check_option
 from natwise.result import Result
 
 from . import _readings, _resampling
+from ._inputs import check_labels, check_losses, check_predictions, check_splits
 
 DESIGNS = ("iid", "antithetic")
 TARGETS = ("prediction", "loss_pair", "loss_difference", "loss")
-MAX_CLASSES = 2**31
 
 
 def sample_supersample(n: int, n_splits: int = 30, random_state: RandomState = None, design: str = "iid") -> np.ndarray:
@@ -101,11 +101,11 @@ class SupersampleRuns:
     """
 
     def __init__(self, S: ArrayLike, predictions: ArrayLike, y: ArrayLike, *, losses: ArrayLike | None = None):
-        S = _check_splits(S)
+        S = check_splits(S)
         self._single = S.ndim == 2
-        predictions = _check_predictions(predictions, S.shape)
-        y = _check_labels(y, S.shape)
-        given = None if losses is None else _check_losses(losses, S.shape)
+        predictions = check_predictions(predictions, S.shape)
+        y = check_labels(y, S.shape)
+        given = None if losses is None else check_losses(losses, S.shape)
         lead = (1,) if self._single else ()
         self.S, self.predictions, self.y = (array.reshape(lead + array.shape) for array in (S, predictions, y))
         self.losses = None if given is None else given.reshape(lead + given.shape)
@@ -397,44 +397,3 @@ def _whole(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "i":
         return values - min(int(values.min()), 0)
     return np.unique(values, return_inverse=True)[1].reshape(values.shape)
-
-
-def _check_splits(S: ArrayLike) -> np.ndarray:
-    S = check_array("S", S, dtype=np.int64)
-    if S.ndim not in (2, 3) or S.size == 0:
-        raise ValueError(f"S must have shape (n_splits, n) or (n_supersamples, n_splits, n), not empty, got {S.shape}")
-    if S.shape[-2] < 2:
-        raise ValueError(f"S must hold at least 2 splits, got shape {S.shape}")
-    if ((S != 0) & (S != 1)).any():
-        raise ValueError(f"S must hold 0 and 1 only, got {S[(S != 0) & (S != 1)][0]}")
-    return S
-
-
-def _check_predictions(predictions: ArrayLike, splits: tuple[int, ...]) -> np.ndarray:
-    raw = check_array("predictions", predictions)
-    if raw.shape[:-1] == (*splits, 2):
-        raise ValueError(f"predictions must be classes, got scores of shape {raw.shape}: use from_scores")
-    raw = check_array("predictions", predictions, shape=(*splits, 2))
-    if (raw != np.floor(raw)).any():
-        wrong = raw[raw != np.floor(raw)][0]
-        raise ValueError(f"predictions must be classes, whole numbers, got {wrong}: scores go through from_scores")
-    if float(raw.max()) - float(raw.min()) >= MAX_CLASSES:
-        raise ValueError(f"predictions must span fewer than {MAX_CLASSES} classes, got {raw.min()} to {raw.max()}")
-    return check_array("predictions", predictions, dtype=np.int64)
-
-
-def _check_labels(y: ArrayLike, splits: tuple[int, ...]) -> np.ndarray:
-    labels = check_array("y", y, dtype=np.int64)
-    if labels.shape == (*splits, 2):
-        if (labels != labels[..., :1, :, :]).any():
-            raise ValueError("y must be the same in every run, got labels that differ between runs")
-        labels = labels[..., 0, :, :]
-    return check_array("y", labels, shape=(*splits[:-2], splits[-1], 2), dtype=np.int64)
-
-
-def _check_losses(losses: ArrayLike, splits: tuple[int, ...]) -> np.ndarray:
-    losses = check_array("losses", losses, shape=(*splits, 2), dtype=np.float64)
-    if losses.min() < 0 or losses.max() > 1:
-        outside = losses[(losses < 0) | (losses > 1)][0]
-        raise ValueError(f"losses must lie in [0, 1], got {outside}")
-    return losses

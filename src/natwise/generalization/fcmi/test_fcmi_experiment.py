@@ -286,6 +286,7 @@ def test_study(claim):
     assert study.figure(claim, result).axes
 
 
+@pytest.mark.slow
 def test_study_of_images(local_data, monkeypatch):
     local_data(study.MNIST)
     monkeypatch.setattr(study, "mnist_network", functools.partial(study.perceptron, 784))
