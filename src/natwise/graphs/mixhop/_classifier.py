@@ -182,11 +182,12 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         X : array-like, tensor or sparse matrix of shape (n_nodes, n_features)
             Features of all nodes.
         y : array-like of shape (n_nodes,)
-            Classes; -1 where hidden, once a graph or `train_idx` is given.
+            Classes; -1 where hidden, once a graph or nodes are given.
         edge_index, adjacency : array, tensor, sparse matrix or object with ``edge_index``, optional
             The graph under one of both names, in any form that `normalized_adjacency` takes. Default: no edges.
         train_idx : array-like, optional
-            Training nodes, as numbers or as a mask of shape (n_nodes,). Default: all that are not hidden.
+            Training nodes, as numbers or as a mask of shape (n_nodes,). Default: all that are neither hidden
+            nor validation nodes.
         val_idx : array-like, optional
             Validation nodes. Default: none, the last step's weights are kept.
 
@@ -201,10 +202,7 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         )
         check_classification_targets(y)
         graph = self._one_graph(edge_index, adjacency)
-        marked = (graph is not None or train_idx is not None) and y.dtype.kind in "iuf"
-        hidden = y == HIDDEN if marked else np.zeros(len(y), dtype=bool)
-        train = _nodes("train_idx", np.flatnonzero(~hidden) if train_idx is None else train_idx, hidden)
-        val = None if val_idx is None else _nodes("val_idx", val_idx, hidden)
+        train, val = _split(y, train_idx, val_idx, marked=graph is not None)
         self.classes_, codes = _encoded(y, train)
         self._options()
         self._fit_scaling(X)
@@ -303,7 +301,7 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
             return copy.deepcopy(self.network).float()
         return MixHop(
             self.n_features_in_,
-            list(self.hidden),
+            self.hidden,
             len(self.classes_),
             self.powers,
             output=self.output,
@@ -378,6 +376,18 @@ def _error(features: Features, graph: Graph, codes: torch.Tensor, val: np.ndarra
     nodes = torch.from_numpy(val)
     expected = codes[nodes]
     return lambda network: (network(features, graph).argmax(1).cpu()[nodes] != expected).double().mean().item()
+
+
+def _split(y: np.ndarray, train_idx: Any, val_idx: Any, marked: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return training and validation nodes; without numbers, all that are neither hidden nor for validation train."""
+    marked = (marked or train_idx is not None or val_idx is not None) and y.dtype.kind in "iuf"
+    hidden = y == HIDDEN if marked else np.zeros(len(y), dtype=bool)
+    val = None if val_idx is None else _nodes("val_idx", val_idx, hidden)
+    if train_idx is None:
+        rest = ~hidden
+        rest[[] if val is None else val] = False
+        train_idx = rest
+    return _nodes("train_idx", train_idx, hidden), val
 
 
 def _nodes(name: str, value: Any, hidden: np.ndarray) -> np.ndarray:

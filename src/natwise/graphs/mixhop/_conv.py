@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -148,7 +148,7 @@ def check_widths(name: str, value: Any, powers: Any) -> dict[int, int]:
         name_of_powers = name
     else:
         width = check_integer(name, value, minimum=1)
-        powers = [powers] if isinstance(powers, (int, str)) else list(powers)
+        powers = [check_integer("powers", power, minimum=0) for power in _listed(powers)]
         if len(set(powers)) < len(powers):
             raise ValueError(f"powers must be different, got {shorten(powers)}")
         widths, name_of_powers = dict.fromkeys(powers, width), "powers"
@@ -159,6 +159,12 @@ def check_widths(name: str, value: Any, powers: Any) -> dict[int, int]:
     if not any(widths.values()):
         raise ValueError(f"{name} must have a positive sum of widths, got {shorten(value)}")
     return {int(power): width for power, width in widths.items() if width}
+
+
+def _listed(powers: Any) -> list[Any]:
+    if isinstance(powers, str) or not isinstance(powers, Iterable):
+        raise TypeError(f"powers must be a list of integers, got {shorten(powers)} ({type(powers).__name__})")
+    return list(powers)
 
 
 def propagated(graph: Graph, z: torch.Tensor, widths: Mapping[int, int]) -> torch.Tensor:

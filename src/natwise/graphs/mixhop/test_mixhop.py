@@ -290,6 +290,8 @@ def test_bad_layers():
         ({"powers": [0, 1, 1]}, ValueError, "different"),
         ({"powers": [0.5]}, TypeError, "integer"),
         ({"powers": []}, ValueError, "at least one"),
+        ({"powers": 2.5}, TypeError, "list of integers"),
+        ({"powers": [[0]]}, TypeError, "integer"),
         ({"out_channels": {0: 0, 1: 0}}, ValueError, "positive sum"),
         ({"out_channels": {-1: 2}}, ValueError, ">= 0"),
         ({"out_channels": {"1": 2}}, TypeError, "integer"),

@@ -77,6 +77,8 @@ def test_hidden_labels_are_not_looked_at():
     for y in (hidden, wrong, torch.tensor(wrong), hidden.tolist()):
         model = MixHopClassifier(**QUICK).fit(GRAPH.X, y, GRAPH.edge_index, *NODES)
         np.testing.assert_array_equal(model.predict_proba(), expected)
+    implied = MixHopClassifier(**QUICK).fit(GRAPH.X, hidden, GRAPH.edge_index, val_idx=GRAPH.val_idx)
+    np.testing.assert_array_equal(implied.predict_proba(), expected)
     hidden[GRAPH.val_idx] = -1
     without = MixHopClassifier(**QUICK).fit(GRAPH.X, hidden, GRAPH.edge_index)
     assert without.best_step_ == without.n_iter_ - 1
@@ -275,6 +277,7 @@ def test_bad_fits():
         ({"max_epochs": 0}, ValueError, ">= 1"),
         ({"network": torch.nn.Linear(2, 3)}, TypeError, "loss"),
         ({"hidden": [{0: 0}]}, ValueError, "positive sum"),
+        ({"hidden": 20}, TypeError, "list"),
         ({"device": "abacus"}, ValueError, "cpu"),
     ]
     check_bad_input(fitted, options)
