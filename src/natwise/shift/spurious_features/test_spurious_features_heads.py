@@ -254,10 +254,9 @@ def test_report(directions):
         check_result(result)
 
 
+LONG = ("reference-table", "no-eraser-wins", "split")
 CLAIMS = [
-    pytest.param(
-        claim, id=claim.id, marks=[pytest.mark.slow] if claim.id in ("reference-table", "no-eraser-wins") else []
-    )
+    pytest.param(claim, id=claim.id, marks=[pytest.mark.slow] if claim.id in LONG else [])
     for claim in registry.card("shift.spurious_features").claims
     if "ci" in claim.scale
 ]
