@@ -83,7 +83,7 @@ def check_attribute(values: Any, n_samples: int) -> Labels:
     """Return the attribute as codes; it must have two values at least."""
     attribute = check_labels("attribute", values, n_samples)
     if len(attribute) < 2:
-        raise ValueError(f"attribute must have at least two values, got only {attribute.values[0]!r}")
+        raise ValueError(f"attribute must have at least two values, got only {attribute.values.tolist()[0]!r}")
     return attribute
 
 

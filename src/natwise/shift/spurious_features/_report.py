@@ -127,7 +127,7 @@ class SpuriousFeatureReport(BaseEstimator):
         X = check_rows(self, X, reset=True)
         classes, site = check_labels("y", y, len(X)), check_attribute(attribute, len(X))
         if len(classes) < 2:
-            raise ValueError(f"y must hold at least two classes, got only {classes.values[0]!r}")
+            raise ValueError(f"y must hold at least two classes, got only {classes.values.tolist()[0]!r}")
         check_separable(classes, site)
         warn_of_empty_groups(classes, site)
         Z, mean, scale = standardised(X)
