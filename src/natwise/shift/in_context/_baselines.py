@@ -74,30 +74,15 @@ def context_baseline(
     check_integer("max_epochs", max_epochs, minimum=0)
     for name, value in {"learning_rate": learning_rate, "weight_decay": weight_decay, "step_size": step_size}.items():
         check_real(name, value, minimum=0.0)
-    place = check_device("device", device)
-    context = check_features("X", X, ("n_tasks", "n_context", "n_features"))
-    n_tasks, n_context, n_features = context.shape
-    queries = check_features("X_query", X_query, (n_tasks, "n_queries", n_features))
-    labels = check_labels("y", y, (n_tasks, n_context))
-    if method in ("reweight", "groupdro") and attribute is None:
-        raise ValueError(f"attribute must be given for method {method!r}, got None")
-    x, q, target = (torch.from_numpy(part).to(place) for part in (context, queries, labels))
+    x, target, q, group = (part.to(check_device("device", device)) for part in _data(X, y, X_query, attribute, method))
     if method == "nearest":
-        check_integer("n_neighbors", n_neighbors, minimum=1, maximum=n_context)
+        check_integer("n_neighbors", n_neighbors, minimum=1, maximum=x.shape[1])
         return _nearest(x, target, q, n_neighbors)
-    group = 2 * labels + (0 if attribute is None else check_labels("attribute", attribute, labels.shape))
-    objective = _Objective(method, torch.from_numpy(group).to(place), step_size)
-    weight, bias = _start(initial, n_tasks, n_features, place)
-    optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate, weight_decay=weight_decay)
-    with torch.enable_grad():
-        for _ in range(max_epochs):
-            optimizer.zero_grad()
-            logits = torch.einsum("tnd,td->tn", x, weight) + bias
-            losses = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-            objective(losses).backward()
-            optimizer.step()
-    with torch.no_grad():
-        logits = torch.einsum("tnd,td->tn", q, weight) + bias
+    objective = _Objective(method, group, step_size)
+    start = _start(initial, x)
+    optimizer = torch.optim.AdamW(start, lr=learning_rate, weight_decay=weight_decay)
+    weight, bias = _fit(x, target, start, objective, optimizer, max_epochs)
+    logits = torch.einsum("tnd,td->tn", q, weight) + bias
     return logits.double().sigmoid().cpu().numpy()
 
 
@@ -122,18 +107,49 @@ class _Objective:
         return (self.q * by_group).sum()
 
 
+def _data(X: Any, y: Any, X_query: Any, attribute: Any, method: str) -> tuple[torch.Tensor, ...]:
+    """Return context, labels, queries and groups as checked tensors."""
+    context = check_features("X", X, ("n_tasks", "n_context", "n_features"))
+    n_tasks, n_context, n_features = context.shape
+    queries = check_features("X_query", X_query, (n_tasks, "n_queries", n_features))
+    labels = check_labels("y", y, (n_tasks, n_context))
+    if method in ("reweight", "groupdro") and attribute is None:
+        raise ValueError(f"attribute must be given for method {method!r}, got None")
+    group = 2 * labels + (0 if attribute is None else check_labels("attribute", attribute, labels.shape))
+    return tuple(torch.from_numpy(part) for part in (context, labels, queries, group))
+
+
+def _fit(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    start: tuple[torch.Tensor, torch.Tensor],
+    objective: _Objective,
+    optimizer: torch.optim.Optimizer,
+    max_epochs: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights (n_tasks, n_features) and biases (n_tasks, 1) after full-batch steps from `start`."""
+    weight, bias = start
+    with torch.enable_grad():
+        for _ in range(max_epochs):
+            optimizer.zero_grad()
+            logits = torch.einsum("tnd,td->tn", x, weight) + bias
+            objective(binary_cross_entropy_with_logits(logits, y.to(x.dtype), reduction="none")).backward()
+            optimizer.step()
+    return weight.detach(), bias.detach()
+
+
 def _nearest(x: torch.Tensor, y: torch.Tensor, queries: torch.Tensor, k: int) -> np.ndarray:
     nearest = torch.cdist(queries, x).topk(k, dim=-1, largest=False).indices  # (n_tasks, n_queries, k)
     votes = y[torch.arange(len(y), device=y.device)[:, None, None], nearest]
     return votes.double().mean(dim=-1).cpu().numpy()
 
 
-def _start(
-    initial: tuple[Any, Any] | None, n_tasks: int, n_features: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _start(initial: tuple[Any, Any] | None, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same weights (n_tasks, n_features) and bias (n_tasks, 1) for all tasks."""
+    n_tasks, _, n_features = x.shape
     weight, bias = np.zeros(n_features, dtype=np.float32), np.zeros(1, dtype=np.float32)
     if initial is not None:
         weight = check_array("initial weights", np.ravel(initial[0]), shape=(n_features,), dtype=np.float32)
         bias = check_array("initial bias", np.ravel(initial[1]), shape=(1,), dtype=np.float32)
-    start = torch.from_numpy(weight).to(device).repeat(n_tasks, 1), torch.from_numpy(bias).to(device).repeat(n_tasks, 1)
-    return start[0].requires_grad_(), start[1].requires_grad_()
+    start = [torch.from_numpy(part).to(x.device).repeat(n_tasks, 1).requires_grad_() for part in (weight, bias)]
+    return start[0], start[1]

@@ -310,7 +310,7 @@ class SpuriousInContextLearner(BaseEstimator):
     def _loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
         tasks = self._augment(as_tensors(batch))
         logits = model(*self._tokens(tasks))
-        return binary_cross_entropy_with_logits(logits, tasks["y_query"].to(logits.dtype))
+        return binary_cross_entropy_with_logits(logits.float(), tasks["y_query"].float())
 
     def _augment(self, tasks: Tasks) -> Tasks:
         """Choose what is asked, then permute and exchange. Draws from torch's generators, seeded for each step."""

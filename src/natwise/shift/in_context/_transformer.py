@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from natwise.core.validation import check_integer, shorten
+from natwise.core.validation import check_array, check_integer, shorten
 
 Cache: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
 _UNUSED = re.compile(r"(_network\.)?wte\.weight|.*\.attn\.(bias|masked_bias|embed_positions)")  # never enter the logits
@@ -111,13 +112,13 @@ class InContextTransformer(nn.Module):
             raise ValueError(f"state_dict must fit together: {' '.join(str(error).split())}") from None
         return model.eval()
 
-    def forward(self, tokens: torch.Tensor, query_positions: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor | np.ndarray, query_positions: Any) -> torch.Tensor:
         """Return the logits of the queries, after the definition: one pass over the whole sequence.
 
         Parameters
         ----------
         tokens : float tensor of shape (n_tokens, n_features) or (n_sequences, n_tokens, n_features)
-            Context tokens and queries.
+            Context tokens and queries. A NumPy array is cast to the weights' dtype, and gives logits without gradient.
         query_positions : int tensor or array of shape (n_queries,)
             Which tokens are queries; the same in all sequences.
 
@@ -126,6 +127,11 @@ class InContextTransformer(nn.Module):
         tensor of shape (n_queries,) or (n_sequences, n_queries)
             Logit of class 1.
         """
+        if isinstance(tokens, np.ndarray):
+            with torch.no_grad():
+                weight = self.head.weight
+                finite = torch.from_numpy(check_array("tokens", tokens))
+                return self.forward(finite.to(weight.device, weight.dtype), query_positions)
         tokens = self._check_tokens(tokens)
         is_query = self._check_positions(query_positions, tokens)
         x, _ = self._run(tokens, token_positions(is_query), attention_mask(is_query))

@@ -58,6 +58,8 @@ def test_logits_of_the_original(setting):
         np.testing.assert_allclose(model(tokens, positions), expected, atol=1e-5)
     np.testing.assert_allclose(model(tokens[None].repeat(3, 1, 1), positions)[2], expected, atol=1e-5)
     np.testing.assert_allclose(model.double()(tokens.double(), positions), expected, atol=1e-5)
+    with torch.enable_grad():
+        np.testing.assert_allclose(model(tokens.numpy(), positions.numpy()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -293,7 +295,8 @@ def test_refuses_wrong_models_and_tokens():
     check_bad_input(
         small(n_positions=5),
         [
-            ({"tokens": np.ones((4, 7))}, TypeError, "float tensor"),
+            ({"tokens": [[1.0] * 7] * 4}, TypeError, "float tensor, got list"),
+            ({"tokens": np.full((4, 7), np.nan)}, ValueError, "finite"),
             ({"tokens": torch.ones(4, 7, dtype=torch.int64)}, TypeError, "float tensor, got torch.int64"),
             ({"tokens": torch.ones(4, 6, dtype=torch.float64)}, ValueError, "(..., n_tokens, 7), got (4, 6)"),
             ({"tokens": torch.ones(7, 7, dtype=torch.float64)}, ValueError, "n_positions = 5 positions, got 6"),
