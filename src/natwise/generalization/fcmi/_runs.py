@@ -297,7 +297,7 @@ class SupersampleRuns:
             For every bound: scalars ``<name>`` (the mean reading), ``<name>_95`` (the level that 95 % stay below),
             ``<name>_p_value`` (share of readings that reach the measured one, the measured one counted) and
             ``<name>_excess`` (measured less mean reading: the permutation-corrected estimate), and all readings as
-            arrays.
+            arrays. Shuffling mixes training and test errors, so that bounds on the test error compare less well.
         """
         check_option("estimator", estimator, ESTIMATORS)
         return _resampling.permutation_null(
