@@ -16,13 +16,13 @@ from torch import nn
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer, TrainingHistory
-from natwise.core.validation import check_array, check_device, check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
 from natwise.graphs.mixhop._features import Features, recall_features
-from natwise.graphs.mixhop._graph import Graph, Memory, recall_graph, to_scipy
+from natwise.graphs.mixhop._graph import Graph, Memory, recall_graph
+from natwise.graphs.mixhop._inputs import encoded, from_torch, split_nodes, to_dense
 from natwise.graphs.mixhop._model import MixHop, keep_batch_statistics_, kernels
 from natwise.graphs.mixhop._prune import shrink_columns_
 
-HIDDEN = -1
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 SCALINGS = ("auto", "rows", "standardize", None)
 NO_EDGES = np.empty((2, 0), dtype=np.int64)
@@ -198,12 +198,12 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
             diverges.
         """
         X, y = validate_data(
-            self, _from_torch(X), _from_torch(y), accept_sparse="csr", dtype=np.float64, ensure_min_samples=2
+            self, from_torch(X), from_torch(y), accept_sparse="csr", dtype=np.float64, ensure_min_samples=2
         )
         check_classification_targets(y)
         graph = self._one_graph(edge_index, adjacency)
-        train, val = _split(y, train_idx, val_idx, marked=graph is not None)
-        self.classes_, codes = _encoded(y, train)
+        train, val = split_nodes(y, train_idx, val_idx, marked=graph is not None)
+        self.classes_, codes = encoded(y, train)
         self._options()
         self._fit_scaling(X)
         like = torch.empty(0, device=check_device("device", self.device))
@@ -242,7 +242,7 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         like = next(self.network_.parameters())
         features = self._features
         if X is not None:
-            X = validate_data(self, _from_torch(X), accept_sparse="csr", dtype=np.float64, reset=False)
+            X = validate_data(self, from_torch(X), accept_sparse="csr", dtype=np.float64, reset=False)
             features = self._prepared(X, like)
         graph = self._graph
         if adjacency is not None or not self._has_graph:
@@ -287,13 +287,13 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
             self.scaling_ = "standardize" if entries.min(initial=0.0) < 0 else "rows"
         self._mean, self._scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.scaling_ == "standardize":
-            dense = _dense(X)
+            dense = to_dense(X)
             self._mean, spread = dense.mean(axis=0), dense.std(axis=0)
             self._scale = np.where(spread > 1e-12 * np.maximum(np.abs(self._mean), 1e-300), spread, 1.0)
 
     def _prepared(self, X: Any, like: torch.Tensor) -> Features:
         if self.scaling_ == "standardize":
-            X = (_dense(X) - self._mean) / self._scale
+            X = (to_dense(X) - self._mean) / self._scale
         return recall_features(Memory(), X, like, self.n_features_in_)
 
     def _new_network(self) -> nn.Module:
@@ -376,53 +376,3 @@ def _error(features: Features, graph: Graph, codes: torch.Tensor, val: np.ndarra
     nodes = torch.from_numpy(val)
     expected = codes[nodes]
     return lambda network: (network(features, graph).argmax(1).cpu()[nodes] != expected).double().mean().item()
-
-
-def _split(y: np.ndarray, train_idx: Any, val_idx: Any, marked: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return training and validation nodes; without numbers, all that are neither hidden nor for validation train."""
-    marked = (marked or train_idx is not None or val_idx is not None) and y.dtype.kind in "iuf"
-    hidden = y == HIDDEN if marked else np.zeros(len(y), dtype=bool)
-    val = None if val_idx is None else _nodes("val_idx", val_idx, hidden)
-    if train_idx is None:
-        rest = ~hidden
-        rest[[] if val is None else val] = False
-        train_idx = rest
-    return _nodes("train_idx", train_idx, hidden), val
-
-
-def _nodes(name: str, value: Any, hidden: np.ndarray) -> np.ndarray:
-    """Return node numbers; a mask of all nodes is taken too."""
-    array = np.asarray(_from_torch(value))
-    if array.dtype == bool:
-        if array.shape != hidden.shape:
-            raise ValueError(f"{name} must be a mask of shape {hidden.shape} or node numbers, got shape {array.shape}")
-        array = np.flatnonzero(array)
-    nodes = check_array(name, array, shape=("n",), dtype=np.int64)
-    if not len(nodes):
-        raise ValueError(f"{name} must hold at least one node, got none")
-    wrong = nodes[(nodes < 0) | (nodes >= len(hidden))]
-    if len(wrong):
-        raise ValueError(f"{name} must hold nodes in [0, {len(hidden)}), got {wrong[0]}")
-    if hidden[nodes].any():
-        raise ValueError(f"{name} must hold nodes with a label, got node {nodes[hidden[nodes]][0]} with y = {HIDDEN}")
-    return nodes
-
-
-def _encoded(y: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-    """Return the classes of the training nodes and every node's position among them, -1 for others."""
-    classes = np.unique(y[train])
-    if len(classes) < 2:
-        raise ValueError(f"y must hold at least 2 classes among the training nodes, got 1 class, {classes[0]!r}")
-    codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
-    return classes, torch.from_numpy(np.where(classes[codes] == y, codes, HIDDEN))
-
-
-def _from_torch(value: Any) -> Any:
-    """Return a tensor as NumPy array or scipy matrix, anything else as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.detach().cpu().numpy() if value.layout == torch.strided else to_scipy(value)
-
-
-def _dense(X: Any) -> np.ndarray:
-    return X.toarray() if sparse.issparse(X) else X
