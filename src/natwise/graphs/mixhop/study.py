@@ -243,6 +243,7 @@ def _draw_accuracy(axes: Any, result: Result) -> None:
         axes.plot([position] * len(result.arrays[name]), result.arrays[name], "k_")
     axes.set_xticks(range(len(models)), [NAMES[name] for name in models])
     low = min(values.min() for values in result.arrays.values())
+    axes.set_xlim(-0.8, max(len(models), 2) - 0.2)
     axes.set(ylabel="test accuracy (bar: mean, marks: runs)", ylim=(low - 0.05, None))
 
 
