@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -134,28 +134,29 @@ class Discretizer:
         return checked
 
     def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Put the observations of all stays into their rows and fill the gaps within each stay."""
-        matrix = np.zeros((first_bin[-1], self.n_columns))
-        n_values = self.n_columns - self.masks * len(mimic3.variables())
-        first = 0
-        for position, (variable, observations) in enumerate(zip(mimic3.variables(), series.values.T, strict=True)):
-            events = np.flatnonzero(~np.isnan(observations))
-            values = np.full(len(matrix), np.nan)
-            values[rows[events]] = observations[events]  # events are sorted: the last of a bin is written last
-            if self.masks:
-                matrix[:, n_values + position] = ~np.isnan(values)
-            block = matrix[:, first : first + variable.width]
-            block[:] = _columns(variable, self._filled(variable, values, first_bin))
-            first += variable.width
+        """Put the observations of all stays into their rows, fill the gaps within each stay, spread the categories."""
+        variables = mimic3.variables()
+        values = np.full((first_bin[-1], len(variables)), np.nan)
+        event, variable = np.nonzero(~np.isnan(series.values))
+        values[rows[event], variable] = series.values[event, variable]  # sorted: the last of a bin is written last
+        matrix = np.zeros((len(values), self.n_columns))
+        if self.masks:
+            matrix[:, -len(variables) :] = ~np.isnan(values)
+        values = self._filled(values, first_bin)
+        begin = np.cumsum([0, *(v.width for v in variables)])[:-1]
+        categorical = np.array([bool(v.categories) for v in variables])
+        matrix[:, begin[~categorical]] = np.nan_to_num(values[:, ~categorical], nan=0.0)
+        row, chosen = np.nonzero(~np.isnan(values[:, categorical]))
+        matrix[row, begin[categorical][chosen] + values[:, categorical][row, chosen].astype(int)] = 1.0
         return matrix
 
-    def _filled(self, variable: mimic3.Variable, values: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Fill the gaps of one variable: never from another stay."""
+    def _filled(self, values: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
+        """Fill the gaps, never from another stay."""
         if self.imputation == "zero":
             return values
         if self.imputation != "normal_value":
             values = _carried(values, first_bin, forward=self.imputation == "previous")
-        return np.where(np.isnan(values), _normal(variable), values)
+        return np.where(np.isnan(values), _normal_values(), values)
 
 
 def read_series(path: Any) -> Any:
@@ -176,20 +177,15 @@ def read_series(path: Any) -> Any:
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def _normal(variable: mimic3.Variable) -> float:
-    return float(variable.categories.index(variable.normal) if variable.categories else variable.normal)
+@cache
+def _normal_values() -> np.ndarray:
+    return np.array([float(v.categories.index(v.normal) if v.categories else v.normal) for v in mimic3.variables()])
 
 
 def _carried(values: np.ndarray, first_bin: np.ndarray, *, forward: bool) -> np.ndarray:
     """Carry each observation forward, or backward, to the next one of the same stay."""
     if not forward:
         return _carried(values[::-1], first_bin[-1] - first_bin[::-1], forward=True)[::-1]
-    nearest = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))))
-    known = nearest >= np.repeat(first_bin[:-1], np.diff(first_bin))
-    return np.where(known, values[nearest], np.nan)
-
-
-def _columns(variable: mimic3.Variable, values: np.ndarray) -> np.ndarray:
-    if variable.categories:
-        return values[:, None] == np.arange(len(variable.categories))
-    return np.nan_to_num(values, nan=0.0)[:, None]
+    nearest = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))[:, None]), axis=0)
+    known = nearest >= np.repeat(first_bin[:-1], np.diff(first_bin))[:, None]
+    return np.where(known, np.take_along_axis(values, nearest, axis=0), np.nan)

@@ -112,6 +112,7 @@ class LSTMClassifier(nn.Module):
         every_step: bool = False,
     ):
         super().__init__()
+        check_integer("n_outputs", n_outputs, minimum=1)
         self.encoder = Encoder(in_features, hidden, depth, dropout, causal=every_step)
         self.head = _Head(self.encoder.n_outputs, n_outputs, dropout, every_step)
 
@@ -153,6 +154,7 @@ class ChannelWiseLSTM(nn.Module):
         every_step: bool = False,
     ):
         super().__init__()
+        check_integer("n_outputs", n_outputs, minimum=1)
         columns = channel_columns() if channels is None else [list(c) for c in channels]
         self.encoder = Encoder(
             1 + max(max(c) for c in columns),
@@ -223,7 +225,6 @@ class _Head(nn.Module):
 
     def __init__(self, in_features: int, n_outputs: int, dropout: float, every_step: bool):
         super().__init__()
-        check_integer("n_outputs", n_outputs, minimum=1)
         self.every_step, self.dropout = every_step, nn.Dropout(dropout)
         self.linear = nn.Linear(in_features, n_outputs)
         nn.init.xavier_uniform_(self.linear.weight)

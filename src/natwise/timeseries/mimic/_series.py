@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natwise.core.validation import check_array, shorten
+from natwise.core.validation import check_array
 from natwise.datasets import mimic3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EPS = 1e-6  # hours; the tolerance of every comparison of times in the published code
 _MISSING = {"", "nan", "NaN", "NA", "N/A", "n/a", "null", "NULL", "<NA>", "#N/A", "-nan", "-NaN"}
@@ -64,19 +67,19 @@ def read_frames(frames: Any, stays: Sequence[Any] | None = None) -> Series:
         raise TypeError(f"frames must be a list of frames, got {type(frames).__name__}")
     if len(frames) == 0:
         raise ValueError("frames must hold at least one stay, got none")
+    import pandas as pd
+
     names = [str(stay) for stay in (range(len(frames)) if stays is None else stays)]
-    columns = [_columns(frame, name) for frame, name in zip(frames, names, strict=True)]
-    lengths = np.array([len(hours) for hours, _ in columns])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tables = [_columns(frame, name) for frame, name in zip(frames, names, strict=True)]
+    starts = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
 
     def locate(row: int) -> str:
         return names[int(np.searchsorted(starts, row, side="right")) - 1]
 
-    hours = np.concatenate([hours for hours, _ in columns])
-    numbers = [
-        _encode(variable, [values[j] for _, values in columns], locate) for j, variable in enumerate(mimic3.variables())
-    ]
-    series = Series(hours, np.stack(numbers).T, starts)
+    table = tables[0] if len(tables) == 1 else pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+    hours = check_array("frames", table["Hours"], shape=("rows",), dtype=np.float64)
+    values = np.stack([_encode(variable, table[variable.name], locate) for variable in mimic3.variables()], axis=1)
+    series = Series(hours, values, starts)
     _check_order(series, locate)
     return series
 
@@ -93,7 +96,7 @@ def read_table(table: Any) -> Series:
     for position, variable in enumerate(mimic3.variables()):
         column = table[variable.name]
         if np.isfinite(values[:, position]).sum() < len(column) - column.null_count():  # a text that is no plain value
-            values[:, position] = _encode(variable, [column], locate)
+            values[:, position] = _encode(variable, column.to_pandas(), locate)
     return Series(table["Hours"].to_numpy(), values, starts)
 
 
@@ -104,21 +107,28 @@ def _cast(table: Any) -> np.ndarray:
     columns = []
     for variable in mimic3.variables():
         column = pl.col(variable.name)
-        if variable.categories:
-            column = column.cast(pl.String).cast(pl.Enum(variable.categories), strict=False).to_physical()
+        if variable.categories and table[variable.name].dtype.is_numeric():
+            numbers = {key: i for key, i in _category_table(variable).items() if isinstance(key, float)}
+            column = column.cast(pl.Float64).replace_strict(numbers, default=None, return_dtype=pl.Float64)
+        elif variable.categories:
+            column = column.cast(pl.Enum(variable.categories), strict=False).to_physical()
         columns.append(column.cast(pl.Float64, strict=False))
     array: np.ndarray = table.select(columns).fill_null(np.nan).to_numpy(writable=True)
     return array
 
 
-def _columns(frame: Any, stay: str) -> tuple[np.ndarray, list[Any]]:
-    """Return the hours of a frame and its 17 columns."""
-    names = list(frame.columns if hasattr(frame, "columns") else frame)
-    missing = [name for name in ("Hours", *(v.name for v in mimic3.variables())) if name not in names]
+def _columns(frame: Any, stay: str) -> pd.DataFrame:
+    """Return Hours and the 17 variables of a frame."""
+    import pandas as pd
+
+    needed = ["Hours", *(variable.name for variable in mimic3.variables())]
+    present = set(frame.columns if hasattr(frame, "columns") else frame)
+    missing = [name for name in needed if name not in present]
     if missing:
         raise ValueError(f"frames must have the columns Hours and the 17 variables, stay {stay} lacks {missing}")
-    hours = check_array("frames", np.asarray(frame["Hours"]), shape=("rows",), dtype=np.float64)
-    return hours, [frame[variable.name] for variable in mimic3.variables()]
+    if isinstance(frame, pd.DataFrame):
+        return frame[needed]
+    return pd.DataFrame({name: list(frame[name]) for name in needed})
 
 
 def _check_order(series: Series, locate: Callable[[int], str]) -> None:
@@ -130,43 +140,23 @@ def _check_order(series: Series, locate: Callable[[int], str]) -> None:
         raise ValueError(f"frames must be sorted by Hours, got {after:g} after {before:g} in stay {locate(row)}")
 
 
-def _encode(variable: mimic3.Variable, columns: list[Any], locate: Callable[[int], str]) -> np.ndarray:
+def _encode(variable: mimic3.Variable, column: pd.Series, locate: Callable[[int], str]) -> np.ndarray:
     """Return one variable of all stays as float64; each distinct text is looked at once."""
-    if not variable.categories and all(_is_numeric(column) for column in columns):
-        return np.concatenate([np.asarray(column, dtype=np.float64) for column in columns])
-    parse = partial(_category, _category_table(variable)) if variable.categories else _number
-    codes, distinct = _distinct(columns)
-    parsed = [np.nan if _is_missing(value) else parse(value) for value in distinct]
-    wrong = next((i for i, number in enumerate(parsed) if number is None), None)
-    if wrong is not None:
-        stay = locate(int(np.argmax(codes == wrong)))
-        known = f"one of {', '.join(variable.categories)}" if variable.categories else "a number"
-        raise ValueError(f"frames must hold {known} in {variable.name}, got {shorten(distinct[wrong])} in stay {stay}")
-    numbers: np.ndarray = np.array([*parsed, np.nan], dtype=np.float64)[codes]
-    return numbers
-
-
-def _is_numeric(column: Any) -> bool:
-    dtype = getattr(column, "dtype", None)
-    return isinstance(dtype, np.dtype) and dtype.kind in "biuf"
-
-
-def _is_polars(column: Any) -> bool:
-    return type(column).__module__.startswith("polars.")
-
-
-def _distinct(columns: list[Any]) -> tuple[np.ndarray, list[Any]]:
-    """Return the position of every value among the distinct ones, which follow; the last position is for missing."""
     import pandas as pd
 
-    if len(columns) == 1 and _is_polars(columns[0]):
-        distinct = columns[0].unique().drop_nulls()
-        table = dict(zip(distinct.to_list(), range(len(distinct)), strict=True))
-        codes = columns[0].replace_strict(table, default=len(table)).to_numpy()
-        return codes, list(table)
-    values = np.concatenate([np.asarray(column, dtype=object) for column in columns])
-    codes, uniques = pd.factorize(values)
-    return np.where(codes < 0, len(uniques), codes), list(uniques)
+    if not variable.categories and isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
+        numbers = column.to_numpy(dtype=np.float64)
+        if not np.isinf(numbers).any():
+            return numbers
+    codes, distinct = pd.factorize(column)
+    parse = partial(_category, _category_table(variable)) if variable.categories else _number
+    parsed = [np.nan if _is_missing(value) else parse(value) for value in distinct]
+    if None in parsed:
+        wrong = parsed.index(None)
+        stay = locate(int(np.argmax(codes == wrong)))
+        known = f"one of {', '.join(variable.categories)}" if variable.categories else "a number"
+        raise ValueError(f"frames must hold {known} in {variable.name}, got {distinct[wrong]!r} in stay {stay}")
+    return np.array([*parsed, np.nan], dtype=np.float64)[codes]  # code -1 stands for a gap
 
 
 def _is_missing(value: Any) -> bool:
@@ -181,6 +171,7 @@ def _number(value: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
+@cache
 def _category_table(variable: mimic3.Variable) -> dict[str | float, int]:
     """Return text -> position, and number -> position for categories that are numbers: "15", 15 and "15.0" are one."""
     table: dict[str | float, int] = {text: i for i, text in enumerate(variable.categories)}
