@@ -42,7 +42,7 @@ def accuracy(model):
     return (model.predict() == GRAPH.y)[GRAPH.test_idx].mean()
 
 
-@parametrize_with_checks([MixHopClassifier(max_epochs=30, hidden=(8,))])
+@parametrize_with_checks([MixHopClassifier(max_epochs=15, hidden=(8,), learning_rate=0.05)])
 def test_sklearn(estimator, check):
     check(estimator)
 
@@ -383,7 +383,7 @@ def test_convert_planetoid(protocol, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("claim", ["delta-operator", "high-homophily"])
+@pytest.mark.parametrize("claim", ["delta-operator", pytest.param("high-homophily", marks=pytest.mark.slow)])
 def test_study(claim, monkeypatch):
     monkeypatch.setattr(study, "SYNTHETIC", {**study.SYNTHETIC, "max_epochs": 2})
     result = study.run(claim, scale="ci", seed=0)
