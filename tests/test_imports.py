@@ -38,3 +38,8 @@ def test_cpu_seconds(arguments):
 def test_rooms_load_on_first_use():
     assert run("import sys, natwise; natwise.structure; print('torch' in sys.modules)").strip() == "False"
     assert run("import natwise; print(natwise.Result.__name__)").strip() == "Result"
+
+
+def test_a_method_folder_is_reached_through_its_room():
+    code = "import natwise; print(natwise.shift.failure_modes.__name__, natwise.structure.LinearCorEx.__name__)"
+    assert run(code).split() == ["natwise.shift.failure_modes", "LinearCorEx"]

@@ -3,6 +3,6 @@
 The exported names stand in `__init__.pyi`, one line per method, and are imported on first use.
 """
 
-import lazy_loader
+from natwise.core.rooms import open_room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = open_room(__name__, __file__)
