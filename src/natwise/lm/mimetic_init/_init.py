@@ -44,20 +44,18 @@ def mimetic_init_(
 
     State space layers get, in this order:
 
-    1. `state`: ``A_log = -decay``, no dependence of the step on the input, and a bias that makes every step 1, so that
-       a state decays by exp(-exp(-decay)) per token, hardly at all;
-    2. `blend`: :math:`W_C \leftarrow blend \cdot W_B + (1 - blend) W_C`, so that :math:`W_C^T W_B` is about a multiple
-       of the identity and a token reads what its like has written;
+    1. `state`: ``A_log = -decay`` and a step of 1 whatever the input: exp(-exp(-decay)) of a state is kept per token;
+    2. `blend`: :math:`W_C \leftarrow blend \cdot W_B + (1 - blend) W_C`, so that a token reads what its like wrote;
     3. `conv`: the convolution becomes the identity.
 
-    Attention layers get :math:`W_Q W_K^T = .7 Z_1 + .7 I` for each head and :math:`W_V W_O = .4 Z_2 - .4 I`, with
-    entries of Z drawn from N(0, 1/d), each by the best factorisation of its rank.
+    Attention layers get :math:`W_Q W_K^T = .7 Z_1 + .7 I` per head and :math:`W_V W_O = .4 Z_2 - .4 I`, with entries
+    of Z from N(0, 1/d), each by the best factorisation of its rank.
 
     Parameters
     ----------
     module : torch.nn.Module
-        One of the supported layers, or a model that contains some: natwise's `Mamba2` and `Mamba1`, transformers'
-        ``Mamba2Mixer`` and ``MambaMixer``, mamba_ssm's ``Mamba2`` and ``Mamba``, ``torch.nn.MultiheadAttention``.
+        A layer or a model with some: natwise's `Mamba2`, `Mamba1`, transformers' ``Mamba2Mixer``, ``MambaMixer``,
+        mamba_ssm's ``Mamba2``, ``Mamba``, or ``torch.nn.MultiheadAttention``.
     state : bool
         Whether to do 1.
     conv : bool
@@ -78,34 +76,24 @@ def mimetic_init_(
     Raises
     ------
     TypeError, ValueError
-        For a module without a supported layer, a layer that was initialised so before (2 is not idempotent), weights
-        on the meta device or quantised ones, a limit on the steps that excludes 1, or options out of range. Then
-        nothing has been changed.
+        For no supported layer, one that was initialised so before (2 is not idempotent), weights on the meta device
+        or quantised, a limit on steps that excludes 1, options out of range; nothing has been changed then.
 
     Notes
     -----
-    Trockman et al. (2024), Section 4, as described in reviews; blend and decay as recalled there and in independent
-    ports. ``A_log``, ``dt_bias`` and ``D`` are marked ``_no_weight_decay``: see `parameter_groups`.
+    Trockman et al. (2024), as described in reviews and independent ports. ``A_log``, ``dt_bias`` and ``D`` are marked
+    ``_no_weight_decay``: see `parameter_groups`.
 
     Examples
     --------
-    >>> import torch
     >>> from natwise.lm import Mamba2, mimetic_init_
     >>> layer = mimetic_init_(Mamba2(32, d_state=16, head_dim=16, random_state=0))
-    >>> torch.nn.functional.softplus(layer.dt_bias)
-    tensor([1., 1., 1., 1.], grad_fn=<SoftplusBackward0>)
+    >>> layer.A_log.tolist()
+    [-8.0, -8.0, -8.0, -8.0]
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch module, got {type(module).__name__}")
-    blend = check_real("blend", blend, minimum=0.0, maximum=1.0)
-    decay = check_real("decay", decay)
-    if max_length is not None:
-        _warn_when_short(decay, check_integer("max_length", max_length, minimum=1))
-    layers: list[tuple[Any, Any]] = [(layer, change) for layer in module.modules() if (change := _change_for(layer))]
-    if not layers:
-        raise TypeError(f"module must be or contain one of {SUPPORTED}, got {type(module).__name__}")
-    for layer, _ in layers:
-        _check_layer(layer)
+    blend, decay = check_real("blend", blend, minimum=0.0, maximum=1.0), check_real("decay", decay)
+    _warn_when_short(decay, max_length)
+    layers = _supported(module)
     options = _Options(state, conv, blend, decay, Streams.of(random_state))
     with torch.no_grad():
         for number, (layer, change) in enumerate(layers):
@@ -119,6 +107,18 @@ def safe_decay(length: int, kept: float = 0.9) -> float:
     length = check_integer("length", length, minimum=1)
     kept = check_real("kept", kept, minimum=0.0, maximum=1.0, exclusive=True)
     return math.log(length / -math.log(kept))
+
+
+def _supported(module: Any) -> list[tuple[Any, Callable[[Any, _Options, int], None]]]:
+    """Return the layers of a module that can be initialised and how, or say what is wrong with it."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch module, got {type(module).__name__}")
+    layers = [(layer, change) for layer in module.modules() if (change := _change_for(layer))]
+    if not layers:
+        raise TypeError(f"module must be or contain one of {SUPPORTED}, got {type(module).__name__}")
+    for layer, _ in layers:
+        _check_layer(layer)
+    return layers
 
 
 def _change_for(layer: nn.Module) -> Callable[[Any, _Options, int], None] | None:
@@ -215,7 +215,10 @@ def _check_layer(layer: Any) -> None:
         raise ValueError(f"module must allow steps of 1, got a {name} that limits them to [{low}, {high}]")
 
 
-def _warn_when_short(decay: float, length: int) -> None:
+def _warn_when_short(decay: float, length: int | None) -> None:
+    if length is None:
+        return
+    length = check_integer("max_length", length, minimum=1)
     kept = math.exp(-length * math.exp(-decay))
     if kept < KEPT_AT_LEAST:
         text = f"only {100 * kept:.0f} % of a state survives max_length={length} tokens at decay={decay:g}"
