@@ -54,8 +54,7 @@ def ssd_scan(
 
     Notes
     -----
-    Section 6 of Dao and Gu (2024), as in the public implementations. Decays are summed in
-    float64; the upper triangle is masked before the exponential, where it would overflow.
+    Section 6 of Dao and Gu (2024). Decays are summed in float64, and the upper triangle masked before the exponential.
     """
     size = check_integer("chunk_size", chunk_size, minimum=1)
     _check_shapes(x, dt, A, B, C, initial_state)
@@ -66,8 +65,7 @@ def ssd_scan(
     precise = torch.float64  # sums of rates reach thousands, and their differences are what counts
 
     def chunked(tensor: torch.Tensor) -> torch.Tensor:
-        """Return (batch, chunk, groups, …, step, features): steps of zero length fill up the last chunk."""
-        padded = pad(tensor, (0, 0, 0, 0, 0, missing)) if missing else tensor
+        padded = pad(tensor, (0, 0, 0, 0, 0, missing)) if missing else tensor  # with steps of length zero
         return padded.view(batch, n_chunks, size, *tensor.shape[2:])
 
     driven = chunked(x * dt[..., None]).transpose(2, 3).unflatten(2, (groups, -1))  # (b, c, g, h/g, q, p)
