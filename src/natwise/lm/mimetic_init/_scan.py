@@ -58,8 +58,7 @@ def ssd_scan(
     """
     size = check_integer("chunk_size", chunk_size, minimum=1)
     _check_shapes(x, dt, A, B, C, initial_state)
-    batch, time, heads, p = x.shape
-    groups, n = B.shape[2:]
+    (batch, time, heads, p), (groups, n) = x.shape, B.shape[2:]
     size = min(size, time)
     n_chunks, missing = -(-time // size), -time % size
     precise = torch.float64  # sums of rates reach thousands, and their differences are what counts
