@@ -81,7 +81,7 @@ class MimicBenchmark:
         *,
         resume: bool = False,
         export: bool = True,
-        events_per_part: int = 2_000_000,
+        events_per_part: int = 500_000,
         verbose: int = 0,
     ) -> Result:
         """Build the tasks into the folder `out`.
@@ -104,7 +104,7 @@ class MimicBenchmark:
         export : bool
             Write the original layout beside the Parquet files.
         events_per_part : int
-            Bounds the memory: about 300 bytes per event.
+            Bounds the memory: with the default a build stays below 1 GB, whatever the size of the tables.
         verbose : int
             Show a progress bar when standard error is a terminal.
 

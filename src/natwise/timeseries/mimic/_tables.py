@@ -131,19 +131,23 @@ def _typed(name: str, source: str | None, dtype: pl.DataType | None) -> pl.Expr:
     if name not in _INTEGERS:
         return column.cast(pl.String).alias(name)
     if dtype == pl.String:
-        column = column.str.strip_chars().str.strip_suffix(".0")
-    elif dtype.is_float():
+        whole = column.cast(pl.Int64, strict=False)
+        other = pl.when(whole.is_null()).then(column.str.strip_chars().str.strip_suffix(".0"))
+        return pl.coalesce(whole, other.cast(pl.Int64)).alias(name)
+    if dtype is not None and dtype.is_float():
         column = column.fill_nan(None)
     return column.cast(pl.Int64).alias(name)
 
 
 def parse_time(name: str) -> pl.Expr:
     """Return a column of text as datetimes with microseconds; null where it is none."""
-    text = pl.col(name).str.strip_chars()
-    formats = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M")
-    parsed = [text.str.to_datetime(form, time_unit="us", strict=False) for form in formats]
-    day = text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
-    return pl.coalesce(*parsed, day).alias(name)
+    text = pl.col(name)
+    usual = text.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
+    other = pl.when(usual.is_null()).then(text.str.strip_chars())  # trying the other forms everywhere takes long
+    forms = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M")
+    parsed = [other.str.to_datetime(form, time_unit="us", strict=False) for form in forms]
+    day = other.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
+    return pl.coalesce(usual, *parsed, day).alias(name)
 
 
 def with_times(table: str, frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
