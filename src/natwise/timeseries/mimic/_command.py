@@ -78,5 +78,5 @@ def train(
 def _print_metrics(result: Result) -> None:
     width = max(map(len, result.scalars))
     for name, value in result.scalars.items():
-        text = "not defined: one class only" if value != value else f"{value:.4f}"
+        text = "not defined" if value != value else f"{value:.4f}"
         print(f"{name:{width}}  {text}")

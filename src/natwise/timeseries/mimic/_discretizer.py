@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,29 +134,37 @@ class Discretizer:
         return checked
 
     def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Put the observations of all stays into their rows, fill the gaps within each stay, spread the categories."""
-        variables = mimic3.variables()
-        values = np.full((first_bin[-1], len(variables)), np.nan)
-        event, variable = np.nonzero(~np.isnan(series.values))
-        values[rows[event], variable] = series.values[event, variable]  # sorted: the last of a bin is written last
-        matrix = np.zeros((len(values), self.n_columns))
-        if self.masks:
-            matrix[:, -len(variables) :] = ~np.isnan(values)
-        values = self._filled(values, first_bin)
-        begin = np.cumsum([0, *(v.width for v in variables)])[:-1]
-        categorical = np.array([bool(v.categories) for v in variables])
-        matrix[:, begin[~categorical]] = np.nan_to_num(values[:, ~categorical], nan=0.0)
-        row, chosen = np.nonzero(~np.isnan(values[:, categorical]))
-        matrix[row, begin[categorical][chosen] + values[:, categorical][row, chosen].astype(int)] = 1.0
-        return matrix
+        """Put the observations of all stays into their rows, variable by variable, and fill the gaps."""
+        n_rows, variables = int(first_bin[-1]), mimic3.variables()
+        columns = np.zeros((self.n_columns, n_rows))  # each column is written as one piece
+        edges = first_bin[:-1] if self.imputation == "previous" else first_bin[1:] - 1
+        edges = edges[np.diff(first_bin) > 0]
+        first = 0
+        for position, (variable, observations) in enumerate(zip(variables, series.values.T, strict=True)):
+            events = np.flatnonzero(~np.isnan(observations))
+            values = np.full(n_rows, np.nan)
+            values[rows[events]] = observations[events]  # events are sorted: the last of a row is written last
+            if self.masks:
+                columns[position - len(variables)] = ~np.isnan(values)
+            filled = self._filled(values, edges, _normal(variable))
+            if variable.categories:
+                known = np.flatnonzero(~np.isnan(filled))
+                columns[first + filled[known].astype(int), known] = 1.0
+            else:
+                columns[first] = np.nan_to_num(filled, nan=0.0)
+            first += variable.width
+        return columns.T
 
-    def _filled(self, values: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Fill the gaps, never from another stay."""
+    def _filled(self, values: np.ndarray, edges: np.ndarray, normal: float) -> np.ndarray:
+        """Fill the gaps of one variable, never from another stay: `edges` are the rows where the filling begins."""
         if self.imputation == "zero":
             return values
-        if self.imputation != "normal_value":
-            values = _carried(values, first_bin, forward=self.imputation == "previous")
-        return np.where(np.isnan(values), _normal_values(), values)
+        if self.imputation == "normal_value":
+            return np.where(np.isnan(values), normal, values)
+        values[edges] = np.where(np.isnan(values[edges]), normal, values[edges])
+        if self.imputation == "next":
+            return _carried(values[::-1])[::-1]
+        return _carried(values)
 
 
 def read_series(path: Any) -> Any:
@@ -177,15 +185,11 @@ def read_series(path: Any) -> Any:
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-@cache
-def _normal_values() -> np.ndarray:
-    return np.array([float(v.categories.index(v.normal) if v.categories else v.normal) for v in mimic3.variables()])
+def _normal(variable: mimic3.Variable) -> float:
+    return float(variable.categories.index(variable.normal) if variable.categories else variable.normal)
 
 
-def _carried(values: np.ndarray, first_bin: np.ndarray, *, forward: bool) -> np.ndarray:
-    """Carry each observation forward, or backward, to the next one of the same stay."""
-    if not forward:
-        return _carried(values[::-1], first_bin[-1] - first_bin[::-1], forward=True)[::-1]
-    nearest = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))[:, None]), axis=0)
-    known = nearest >= np.repeat(first_bin[:-1], np.diff(first_bin))[:, None]
-    return np.where(known, np.take_along_axis(values, nearest, axis=0), np.nan)
+def _carried(values: np.ndarray) -> np.ndarray:
+    """Return the values (n,) with each gap filled by what stands before it; the first is no gap."""
+    known = np.flatnonzero(~np.isnan(values))
+    return np.repeat(values[known], np.diff(known, append=len(values)))

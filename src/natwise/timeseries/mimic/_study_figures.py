@@ -25,10 +25,12 @@ def _compared(axes: Axes, result: Result) -> None:
     n = result.arrays["compared_by_task"] if "compared_by_task" in result.arrays else [result.scalars["compared"]]
     wrong = result.arrays["wrong_by_task"] if "wrong_by_task" in result.arrays else [result.scalars["mismatches"]]
     names = [task.replace("_", " ") for task in tasks]
-    axes.barh(names, [a - b for a, b in zip(n, wrong, strict=True)], color="tab:blue", label="equal")
-    axes.barh(names, wrong, left=[a - b for a, b in zip(n, wrong, strict=True)], color="tab:red", label="different")
-    axes.set_xlabel("files compared")
-    axes.legend()
+    equal = [a - b for a, b in zip(n, wrong, strict=True)]
+    axes.barh(names, equal, height=0.5, color="tab:blue", label="equal")
+    axes.barh(names, wrong, height=0.5, left=equal, color="tab:red", label="different")
+    axes.set_ylim(-0.7, len(names) + 0.4)
+    axes.set_xlabel("compared with the published code's")
+    axes.legend(loc="upper right", ncols=2)
 
 
 def _speed(axes: Axes, result: Result) -> None:
@@ -43,9 +45,9 @@ def _areas(axes: Axes, result: Result) -> None:
         bars = axes.bar([i + offset for i in range(3)], values, width=0.38, label=label)
         axes.bar_label(bars, fmt="%.3f")
     axes.set_xticks(range(3), ["training", "validation", "test"])
-    axes.set_ylim(0.5, 1.05)
+    axes.set_ylim(0.5, 1.1)
     axes.set_ylabel("AUROC of logistic regression")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right", ncols=2)
 
 
 def _epochs(axes: Axes, result: Result) -> None:
