@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 OUT_OF_TIME = "It needs a few more seconds than were left; give more --minutes."
 
 
+def _say_nothing(text: str) -> None:
+    """Take a line that nobody asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """One audit's inputs, shared by its answers.
@@ -41,6 +46,8 @@ class Context:
         A wide network linearised on rows of the table; None when there was no time for it.
     answered : dict
         The answers so far, by the name of their question, for later ones to build on.
+    announce : callable
+        Tells the user, in a line, what long work is about to start.
     """
 
     table: Table
@@ -49,6 +56,7 @@ class Context:
     target: float | None = None
     network: Network | None = None
     answered: dict[str, Result] = field(default_factory=dict)
+    announce: Callable[[str], None] = _say_nothing
 
     @cached_property
     def row_hashes(self) -> np.ndarray:

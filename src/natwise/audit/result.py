@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,8 @@ def run(
     target : float, optional
         The accuracy aimed for, between 0 and 1.
     verbose : int
-        0 shows no progress bar; otherwise there is one on stderr when that is a terminal.
+        0 says nothing; otherwise there is a line on stderr before long work of known cost, and a progress bar when that
+        is a terminal.
 
     Raises
     ------
@@ -144,6 +147,8 @@ def run(
         encoded = encode(table.features, is_image=table.image_shape is not None)
         network = linearise(table, encoded.X, streams.child("network"), deadline)
         context = Context(table, encoded, streams.child("audit"), target, network)
+        if verbose:
+            context = replace(context, announce=functools.partial(print, file=sys.stderr, flush=True))
         record["fingerprint"] = f"{context.row_hashes.sum():016x}"
         with one_thread():
             answered = tuple(answers(context, deadline, progress=bool(verbose)))

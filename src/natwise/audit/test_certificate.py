@@ -18,9 +18,9 @@ LABELS = np.arange(N) % 2
 NOISE = RNG.standard_normal((N, 6))
 
 
-def certify(X, labels, seconds=20.0):
+def certify(X, labels, seconds=20.0, **options):
     table = make_table(X, labels)
-    return certificate.answer(Context(table, encode(table.features), Streams(0)), Deadline(seconds))
+    return certificate.answer(Context(table, encode(table.features), Streams(0), **options), Deadline(seconds))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,14 @@ def test_a_gap_is_measured_and_bounded(memorised):
     figure, words = figures.certificate_bars(memorised)
     assert figure.axes
     assert f"{s['gap']:.1%}" in words
+
+
+def test_the_cost_is_said_before_the_work():
+    def stop(text):
+        raise InterruptedError(text)
+
+    with pytest.raises(InterruptedError, match=r"Generalisation certificate: 30 trainings on 80 rows each, about .* s"):
+        certify(NOISE, LABELS, announce=stop)
 
 
 def test_the_same_seed_gives_the_same_answer(memorised):

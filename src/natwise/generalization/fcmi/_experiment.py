@@ -87,8 +87,9 @@ def run_supersample_experiment(
         For a wrong argument, too small a pool, predictions that are no classes of y, a folder of another experiment.
     """
     n, n_supersamples = check_integer("n", n, minimum=1), check_integer("n_supersamples", n_supersamples, minimum=1)
-    if checkpoint_dir is not None and random_state is None:
-        raise ValueError("random_state must be given with checkpoint_dir, got None")
+    verbose = check_integer("verbose", verbose, minimum=0)
+    if checkpoint_dir is not None:
+        _check_checkpoint(checkpoint_dir, random_state)
     X, classes, codes = _check_pool(X, y, n)
     recipe, streams = as_recipe(estimator, classes), Streams.of(random_state)
     with provenance(seed=random_state if isinstance(random_state, int) else None, data={"y": codes}) as record:
@@ -116,6 +117,13 @@ def _draw(streams: Streams, codes: np.ndarray, n: int, n_splits: int, design: st
     return _Supersample(indices, codes[indices], S, seeds)
 
 
+def _check_checkpoint(folder: Any, random_state: RandomState) -> None:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"checkpoint_dir must be a path, got {shorten(folder)}")
+    if random_state is None:
+        raise ValueError("random_state must be given with checkpoint_dir, got None")
+
+
 def _check_pool(X: Any, y: Any, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return X as something rows can be taken from, the classes, and each sample's position among them."""
     X, y = (value.detach().cpu().numpy() if hasattr(value, "detach") else value for value in (X, y))
@@ -126,7 +134,10 @@ def _check_pool(X: Any, y: Any, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
         raise ValueError("y must hold classes, got numbers that are not whole")
     if len(y) < 2 * n:
         raise ValueError(f"n must be at most half of the {len(y)} samples, got {n}")
-    classes, codes = np.unique(y, return_inverse=True)
+    try:
+        classes, codes = np.unique(y, return_inverse=True)
+    except TypeError:
+        raise TypeError(f"y must hold classes of one type, got {shorten(y[:8].tolist())}") from None
     if len(classes) < 2:
         raise ValueError(f"y must hold at least 2 classes, got {shorten(classes.tolist())}")
     return X, classes, codes

@@ -25,6 +25,8 @@ def check_splits(S: ArrayLike) -> np.ndarray:
 def check_predictions(predictions: ArrayLike, splits: tuple[int, ...]) -> np.ndarray:
     """Return predicted classes as integers; say what to do with scores."""
     raw = check_array("predictions", predictions)
+    if raw.shape == splits and splits[-1] == 2:
+        raise ValueError(f"S must hold one value per pair, shape {splits[:-1]}, got one per prediction, shape {splits}")
     if raw.shape[:-1] == (*splits, 2):
         raise ValueError(f"predictions must be classes, got scores of shape {raw.shape}: use from_scores")
     raw = check_array("predictions", predictions, shape=(*splits, 2))

@@ -22,7 +22,7 @@ COLOURS = ("#3f7fd4", "#6b4fa3", "#8c6d31", "#d9822b", "#2a9d5c", "#b8325a")
 def draw(claim: str, result: Result) -> Figure:
     """Return the figure of a claim."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
-    if claim == "over-n":
+    if claim in ("over-n", "mnist-over-n"):
         _bounds_over_n(figure.add_subplot(), result)
     elif claim == "plug-in-bias":
         _bias(figure, result)
@@ -47,7 +47,8 @@ def _bars(axes: Axes, result: Result) -> None:
     axes.axhline(s["published_fcmi"], color="grey", linestyle=":", label=f"published f-CMI {s['published_fcmi']:.3f}")
     axes.set_xticks(place, [label for _, label in shown], rotation=20)
     axes.set(ylabel="test error less training error", title=f"MNIST 4 against 9, n = {result.params['n']}")
-    axes.legend(frameon=False)
+    axes.set_ylim(0, 1.35 * max(s["published_fcmi"], *on_gap.values()))
+    axes.legend(frameon=False, ncols=2)
 
 
 def _bounds_over_n(axes: Axes, result: Result) -> None:
@@ -56,14 +57,21 @@ def _bounds_over_n(axes: Axes, result: Result) -> None:
         on_test = name in ("kl", "interpolation")
         if name == "interpolation" and a["train_error"].max() > 0:
             continue
-        axes.plot(a["n"], a[name] - on_test * a["train_error"], color=colour, marker="o", markersize=4, label=label)
+        style = "--" if name == "ld_cmi" else "-"  # often the same as f-CMI
+        on_gap = a[name] - on_test * a["train_error"]
+        axes.plot(a["n"], on_gap, style, color=colour, marker="o", markersize=4, label=label)
     axes.plot(a["n"], a["null"], color="grey", linestyle=":", label="f-CMI, shuffled splits")
     axes.plot(a["n"], a["gap"], color="black", linewidth=2, label="measured gap")
+    for name, colour, label in (("fcmi", COLOURS[0], "f-CMI"), ("gap", "black", "gap")):
+        if f"published_{name}" in a:
+            axes.plot(a["n"], a[f"published_{name}"], "x", color=colour, markersize=8, label=f"{label}, published")
     axes.set(xscale="log", yscale="log", xlabel="training samples n", ylabel="gap, and bounds on it")
     axes.set_xticks(a["n"], [f"{n:d}" for n in a["n"]])
     axes.minorticks_off()
-    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1.0], ["0.05", "0.1", "0.2", "0.5", "1"])
-    axes.set_title("A perceptron on ten digits")
+    limits = axes.get_ylim()
+    axes.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"])
+    axes.set_ylim(limits[0], 1.6 * limits[1])  # room for the legend
+    axes.set_title("MNIST 4 against 9" if "published_fcmi" in a else "A perceptron on ten digits")
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 

@@ -102,11 +102,12 @@ def _mnist_4_9(data_dir: DataDir) -> tuple[np.ndarray, np.ndarray]:
     return X[:, None], (data["y_train"][kept] == 9).astype(np.int64)
 
 
-@functools.lru_cache(maxsize=4)  # two claims read the same runs
+@functools.lru_cache(maxsize=4)  # several claims read the same runs
 def _mnist_runs(n: int, scale: str, seed: int, data_dir: str | None, device: str) -> Result:
     from ._batched import BatchedTrainer
 
-    n_supersamples, max_epochs = {"ci": (3, 20), "small": (5, 30) if n < 100 else (3, 20), "paper": (5, 200)}[scale]
+    small = {75: (5, 30), 250: (3, 20), 1000: (1, 10)}
+    n_supersamples, max_epochs = {"ci": (3, 20), "small": small.get(n, (1, 10)), "paper": (5, 200)}[scale]
     X, y = _mnist_4_9(data_dir)
     recipe = BatchedTrainer(mnist_network, max_epochs=max_epochs, device=device)
     return run_supersample_experiment(recipe, X, y, n, random_state=seed, n_supersamples=n_supersamples)
@@ -124,6 +125,15 @@ def _successors(scale: str, seed: int, data_dir: DataDir, device: str) -> Measur
     return arrays, {"tightest_over_fcmi": scalars["tightest"] / scalars["fcmi"], **scalars}, params
 
 
+def _mnist_over_n(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
+    """Put the runs of all sizes side by side, with what was published."""
+    sizes = tuple(PUBLISHED) if scale == "paper" else (75, 250, 1000)
+    folder = None if data_dir is None else str(data_dir)
+    arrays, scalars, params = _curves(sizes, [_mnist_runs(n, scale, seed, folder, device) for n in sizes])
+    published = {name: np.array([PUBLISHED[n][i] for n in sizes]) for i, name in enumerate(("gap", "fcmi"))}
+    return arrays | {f"published_{name}": values for name, values in published.items()}, scalars, params
+
+
 def _over_n(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
     """Measure bounds and gap of a perceptron on ten digits at growing training sets."""
     from ._batched import BatchedTrainer
@@ -134,14 +144,16 @@ def _over_n(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
         functools.partial(perceptron, n_classes=10), max_epochs=60, learning_rate=1e-2, device=device
     )
     results = [
-        run_supersample_experiment(
-            recipe, X, y, n, n_splits=40, random_state=seed, n_supersamples=n_supersamples
-        ).scalars
+        run_supersample_experiment(recipe, X, y, n, n_splits=40, random_state=seed, n_supersamples=n_supersamples)
         for n in sizes
     ]
-    arrays = {name: np.array([scalars[name] for scalars in results]) for name in (*SHOWN, "null")} | {
-        "n": np.array(sizes)
-    }
+    return _curves(sizes, results)
+
+
+def _curves(sizes: tuple[int, ...], results: list[Result]) -> Measured:
+    """Return gap and bounds of experiments at several training set sizes."""
+    arrays = {name: np.array([result.scalars[name] for result in results]) for name in (*SHOWN, "null")}
+    arrays["n"] = np.array(sizes)
     scalars = {f"{name}_at_{n}": value for name in SHOWN for n, value in zip(sizes, arrays[name], strict=True)}
     ratio = float((arrays["fcmi"] / arrays["gap"]).min())
     tight = float((arrays["tightest"] / arrays["gap"]).min())
@@ -270,6 +282,7 @@ STUDIES: dict[str, Callable[[str, int, DataDir, str], Measured]] = {
     **{f"mnist-{n}": functools.partial(_mnist, n) for n in PUBLISHED},
     "successors": _successors,
     "over-n": _over_n,
+    "mnist-over-n": _mnist_over_n,
     "plug-in-bias": _plug_in_bias,
     "sgld": _sgld,
 }

@@ -304,6 +304,7 @@ def test_bad_splits_and_runs():
         ({"S": S[:1], "predictions": P[:1]}, ValueError, "at least 2 splits"),
         ({"S": S * 0.5}, ValueError, "whole numbers"),
         ({"S": "splits"}, TypeError, "numeric"),
+        ({"S": P}, ValueError, "one value per pair"),
         ({"S": np.zeros((0, 6, 4)), "predictions": P[None][:0], "y": y[None][:0]}, ValueError, "not empty"),
         ({"predictions": P[..., 0]}, ValueError, "(6, 4, 2)"),
         ({"predictions": P + 0.3}, ValueError, "from_scores"),

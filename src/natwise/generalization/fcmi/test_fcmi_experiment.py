@@ -193,6 +193,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # three processes; the next test takes finished runs up in this one
 def test_a_killed_experiment_goes_on(tmp_path):
     from natwise import Result
 
@@ -251,6 +252,9 @@ def test_bad_input(tmp_path):
         ({"y": np.zeros(120)}, ValueError, "2 classes"),
         ({"y": X[:, 0]}, ValueError, "whole"),
         ({"design": "fair"}, ValueError, "one of"),
+        ({"y": np.array([None, "cat"] * 60)}, TypeError, "one type"),
+        ({"verbose": "a lot"}, TypeError, "integer"),
+        ({"checkpoint_dir": 3}, TypeError, "path"),
         ({"random_state": None, "checkpoint_dir": tmp_path}, ValueError, "checkpoint_dir"),
     ]
     check_bad_input(run_supersample_experiment, cases, estimator=KNeighborsClassifier(1), X=X, y=Y, **OPTIONS)
