@@ -73,7 +73,7 @@ def sampling(device, n_tasks, n_context, width):
 
     def plain_tokens():
         told = [part[:, 3:].cpu().numpy() for part in (class_tokens, group_tokens)]
-        return naive.tokens_task_by_task(plain(n_tasks, rng), *told, rng).to(device)
+        return naive.tokens_task_by_task(plain.tasks(n_tasks, rng), *told, rng).to(device)
 
     ours, (found, _) = seconds(tokens, device, 5)
     theirs, expected = seconds(plain_tokens, device, 2)

@@ -13,6 +13,15 @@ class NaiveSampler:
         self.groups = [[i for i, (_, a, b) in enumerate(self.samples) if 2 * a + b == g] for g in range(4)]
 
     def __call__(self, n_tasks, rng):
+        """Return features, labels and attributes of the examples and of the queries, as tensors."""
+        tasks = self.tasks(n_tasks, rng)
+        return {
+            f"{name}{end}": torch.from_numpy(np.stack([np.stack([s[i] for s in task[part]]) for task in tasks]))
+            for part, end in enumerate(("", "_query"))
+            for i, name in enumerate(("X", "y", "attribute"))
+        }
+
+    def tasks(self, n_tasks, rng):
         """Return examples and queries of every task, each a list of (x, label, attribute)."""
         return [self.task(rng) for _ in range(n_tasks)]
 

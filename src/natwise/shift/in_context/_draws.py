@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
+from natwise.core.validation import check_integer
 
-def generator_of(rng: Any, device: torch.device) -> torch.Generator:
-    """Return a torch generator on the device that is seeded by one draw from the NumPy generator."""
+
+def generator_of(n_tasks: int, rng: Any, device: torch.device) -> torch.Generator:
+    """Return a torch generator on the device, seeded by one draw of `rng`, after a look at what a sampler is given."""
+    check_integer("n_tasks", n_tasks, minimum=1)
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
@@ -44,43 +47,49 @@ def draw_examples(
     group, member, group_query, member_query : int tensors of shape (n_tasks, n)
         In random order.
     """
-    group, rank = _places(counts)
-    task = torch.arange(len(group), device=group.device)[:, None]
-    member = _distinct(sizes, counts, generator)[rank, task, group]
-    group_query, _ = _places(counts_query)
+    first, rank = _places(counts)
+    group, group_query = _shuffled(first, generator), _shuffled(_places(counts_query)[0], generator)
+    member, ordered = _distinct(sizes, group, generator)
     if query_sizes is None:
-        member_query = _outside(member, group, rank, sizes, counts, group_query, generator)
+        member_query = _outside(ordered - rank, sizes, counts, group_query, generator)
     else:
         member_query = _uniform(query_sizes[group_query], generator)
-    return *_shuffle(group, member, generator=generator), *_shuffle(group_query, member_query, generator=generator)
+    return group, member, group_query, member_query
 
 
 def _places(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return group and number within the group, (n_tasks, n) each, of `counts` (n_tasks, n_groups) in a row."""
     ends = counts.cumsum(dim=1)
-    place = torch.arange(int(ends[0, -1]), device=counts.device).repeat(len(counts), 1)
-    group = torch.searchsorted(ends, place, right=True)
+    place = torch.arange(int(ends[0, -1]), device=counts.device).expand(len(counts), -1)
+    group = (place[:, None] >= ends[:, :-1, None]).sum(dim=1)
     return group, place - (ends - counts).gather(1, group)
 
 
-def _distinct(sizes: torch.Tensor, counts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return a random set of `counts` distinct integers in [0, size) for each entry, in the first places of axis 0.
+def _distinct(
+    sizes: torch.Tensor, group: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a member of its group for each place (n_tasks, n), none twice in a task, and the same in order.
 
-    Floyd's algorithm on all entries at once: as many steps as the largest count, however large the sizes.
+    All are drawn at once, and those that an earlier place has are drawn again until there are none. No step prefers a
+    member, so that all assignments of distinct members are equally likely. In the second array members are lifted by
+    their group times the largest size, and ascend.
     """
-    k = int(counts.max())
-    last = (sizes - counts + torch.arange(k, device=sizes.device)[:, None, None]).clamp(min=0)
-    chosen = _uniform(last + 1, generator)
-    for i in range(1, k):
-        taken = (chosen[:i] == chosen[i]).any(dim=0)
-        chosen[i] = torch.where(taken, last[i], chosen[i])
-    return chosen
+    lift, size = int(sizes.max()) * group, sizes.gather(1, group)
+    member = lift + _uniform(size, generator)
+    ordered = torch.empty_like(member)
+    tasks = torch.arange(len(group), device=group.device)
+    while len(tasks):
+        ordered[tasks], place = member[tasks].sort(dim=1, stable=True)
+        repeated = ordered[tasks, 1:] == ordered[tasks, :-1]
+        row, column = repeated.nonzero(as_tuple=True)
+        again = tasks[row], place[row, column + 1]
+        member[again] = lift[again] + _uniform(size[again], generator)
+        tasks = tasks[repeated.any(dim=1)]
+    return member - lift, ordered
 
 
 def _outside(
-    member: torch.Tensor,
-    group: torch.Tensor,
-    rank: torch.Tensor,
+    gaps: torch.Tensor,
     sizes: torch.Tensor,
     counts: torch.Tensor,
     group_query: torch.Tensor,
@@ -88,15 +97,13 @@ def _outside(
 ) -> torch.Tensor:
     """Return for each query a random member of its group that is not among the examples.
 
-    The r-th number that is missing from a sorted list s is r + #{j : s_j - j <= r}. All lists are searched as one, each
-    lifted above the one before.
+    The r-th number that is missing from a sorted list s is r + #{j : s_j - j <= r}. `gaps` are these differences of
+    all groups of a task in a row (n_tasks, n), lifted as in `_distinct`.
     """
-    lift = int(sizes.max()) * torch.arange(sizes.numel(), device=sizes.device).view(sizes.shape)
-    gaps = (member + lift.gather(1, group)).sort(dim=1).values - rank
     draw = _uniform((sizes - counts).gather(1, group_query), generator)
-    found = torch.searchsorted(gaps.flatten(), draw + lift.gather(1, group_query), right=True)
-    first = counts.flatten().cumsum(0).view(counts.shape) - counts
-    return draw + found - first.gather(1, group_query)
+    found = torch.searchsorted(gaps, draw + int(sizes.max()) * group_query, right=True)
+    before = counts.cumsum(dim=1) - counts
+    return draw + found - before.gather(1, group_query)
 
 
 def two_of(n: int, n_tasks: int, generator: torch.Generator) -> torch.Tensor:
@@ -119,11 +126,9 @@ def guaranteed(n: int, share: float) -> int:
     return math.floor(n * share + 1e-9)  # 100 x 0.29 is 28.999...
 
 
-def _shuffle(*values: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    """Return arrays (n_tasks, n) with the places of each task in one random order."""
-    keys = torch.rand(values[0].shape, generator=generator, device=values[0].device)
-    order = keys.argsort(dim=1)
-    return tuple(value.gather(1, order) for value in values)
+def _shuffled(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return an array (n_tasks, n) with each task in a random order."""
+    return values.gather(1, torch.rand(values.shape, generator=generator, device=values.device).argsort(dim=1))
 
 
 def differ(y: torch.Tensor, minority: float, generator: torch.Generator) -> torch.Tensor:

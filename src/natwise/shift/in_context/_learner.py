@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -213,7 +212,7 @@ class SpuriousInContextLearner(BaseEstimator):
         X : array-like of shape (n_context, n_features)
             Examples; cast to float32.
         y : array-like of shape (n_context,)
-            Labels, 0 or 1. A context without one of the classes is warned about.
+            Labels, 0 and 1: of both classes, as a context with one says nothing of the other.
         attribute : array-like of shape (n_context,), optional
             Spurious labels, 0 or 1. Needed with `group_tokens`, and not used without.
 
@@ -222,13 +221,13 @@ class SpuriousInContextLearner(BaseEstimator):
         NotFittedError
             Before `meta_fit`.
         TypeError, ValueError
-            For data of a wrong shape, not finite, or with labels other than 0 and 1; for a context too long.
+            For data of a wrong shape, not finite, or with labels other than 0 and 1; for a context too long, or
+            without one of the classes.
         """
         tasks = self._check_context(X, y, attribute, ())
-        if len(tasks["y"].unique()) < 2:
-            warnings.warn(
-                f"y holds class {int(tasks['y'][0, 0])} alone: the context says nothing of the other", stacklevel=2
-            )
+        present = tasks["y"].unique()
+        if len(present) < 2:
+            raise ValueError(f"y must hold both classes, 0 and 1, got {int(present)} alone")
         nothing = tasks["X"][:, :0]
         with torch.no_grad():
             tokens, _ = self._tokens({**tasks, "X_query": nothing})
@@ -300,10 +299,10 @@ class SpuriousInContextLearner(BaseEstimator):
             raise NotFittedError("This SpuriousInContextLearner is not trained yet: call meta_fit first.")
         features = check_features("X", X, (*lead, "n_context", self.n_features_in_))
         context = {"X": features, "y": check_labels("y", y, features.shape[:-1])}
-        if self.group_tokens:
-            if attribute is None:
-                raise ValueError("attribute must be given to a learner with group_tokens=True, got None")
+        if attribute is not None:
             context["attribute"] = check_labels("attribute", attribute, features.shape[:-1])
+        elif self.group_tokens:
+            raise ValueError("attribute must be given to a learner with group_tokens=True, got None")
         tensors = as_tensors(context, self.device)
         return tensors if lead else {name: value[None] for name, value in tensors.items()}
 

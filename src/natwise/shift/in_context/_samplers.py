@@ -73,7 +73,7 @@ class SyntheticSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        generator = generator_of(rng, self.device)
+        generator = generator_of(n_tasks, rng, self.device)
         u, v = orthonormal_pair(n_tasks, self.n_features, generator)
         label_strength, attribute_strength, noise = self.scales
         tasks = {}
@@ -147,7 +147,7 @@ class SingleTaskSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        generator = generator_of(rng, self.device)
+        generator = generator_of(n_tasks, rng, self.device)
         counts, counts_query = (
             allot(n_tasks, n, shares, generator) for n, shares in zip(self.sizes, self.shares, strict=True)
         )
@@ -161,11 +161,11 @@ class SingleTaskSampler:
         rows, rows_query = self.members[0][group, member], self.members[1][group_query, member_query]
         return {
             "X": embedding(rows, self.X),
-            "y": group // 2,
-            "attribute": group % 2,
+            "y": group >> 1,  # group 2 y + attribute
+            "attribute": group & 1,
             "X_query": embedding(rows_query, self.X_query),
-            "y_query": group_query // 2,
-            "attribute_query": group_query % 2,
+            "y_query": group_query >> 1,
+            "attribute_query": group_query & 1,
         }
 
     def _check_groups(self) -> None:
@@ -239,7 +239,7 @@ class CategoryPairSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        generator = generator_of(rng, self.device)
+        generator = generator_of(n_tasks, rng, self.device)
         pair = two_of(len(self.counts), n_tasks, generator)
         half, half_query = (torch.full_like(pair, n // 2) for n in self.sizes)
         y, member, y_query, member_query = draw_examples(self.counts[pair], half, half_query, None, generator)
@@ -284,7 +284,7 @@ class SpuriousVectorSampler:
             check_same_length(vector=self.vector, features=X[0, 0])
             v = torch.from_numpy(self.vector).to(X.device)
         else:
-            v = torch.randn(n_tasks, 1, X.shape[2], generator=generator_of(rng, X.device), device=X.device)
+            v = torch.randn(n_tasks, 1, X.shape[2], generator=generator_of(n_tasks, rng, X.device), device=X.device)
             norm = X.norm(dim=-1).mean() if self.norm is None else self.norm
             v = v * (norm / v.norm(dim=-1, keepdim=True))
         for end in ("", "_query"):
@@ -331,7 +331,7 @@ class SwapSampler:
         low, high = self.n_coordinates
         if high > width:
             raise ValueError(f"n_coordinates must be at most the number of features, {width}, got {high}")
-        generator = generator_of(rng, device)
+        generator = generator_of(n_tasks, rng, device)
         k = torch.randint(low, high + 1, (n_tasks, 1, 1), generator=generator, device=device)
         ranks = torch.rand(n_tasks, 1, width, generator=generator, device=device).argsort(-1).argsort(-1)
         for end, minority in zip(("", "_query"), self.minorities, strict=True):

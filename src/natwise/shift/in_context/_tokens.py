@@ -8,6 +8,7 @@ from natwise.core.validation import check_option
 
 CONSTRUCTIONS = ("annotated", "compact")
 N_MARKERS = 3  # leading coordinates of a token that say what it is
+_EXAMPLE, _ANNOTATION, _QUERY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 
 
 def in_context_tokens(
@@ -50,17 +51,18 @@ def in_context_tokens(
     """
     check_option("construction", construction, CONSTRUCTIONS)
     if construction == "annotated":
-        context = _annotated(X, y, attribute, class_tokens, group_tokens)
+        examples = [(X, _EXAMPLE), (_annotations(y, attribute, class_tokens, group_tokens), _ANNOTATION)]
     else:
-        context = _compact(X, y, attribute)
-    queries = mark_queries(X_query)
+        examples = [(X, _label_markers(y, attribute))]
     n, m = X.shape[1], X_query.shape[1]
-    per_example = context.shape[1] // n
-    positions = torch.arange(m, device=X.device) + per_example * examples_seen(n, m, X.device)
-    is_context = torch.ones(context.shape[1] + m, dtype=torch.bool, device=X.device)
+    positions = torch.arange(m, device=X.device) + len(examples) * examples_seen(n, m, X.device)
+    is_context = torch.ones(len(examples) * n + m, dtype=torch.bool, device=X.device)
     is_context[positions] = False
+    places = is_context.nonzero()[:, 0]
     tokens = X.new_empty(len(X), len(is_context), X.shape[2])
-    tokens[:, positions], tokens[:, is_context] = queries, context
+    for i, (values, marker) in enumerate(examples):
+        _write(tokens, places[i :: len(examples)], values, marker)
+    _write(tokens, positions, X_query, _QUERY)
     return tokens, positions
 
 
@@ -72,36 +74,36 @@ def examples_seen(n_context: int, n_queries: int, device: torch.device | str = "
 
 def mark_queries(X_query: torch.Tensor) -> torch.Tensor:
     """Return queries with their marker; the same in both constructions."""
-    return _mark(X_query, (0.0, 0.0, 1.0))
+    marked = X_query.clone()
+    marked[..., :N_MARKERS] = X_query.new_tensor(_QUERY)
+    return marked
 
 
-def _annotated(
-    X: torch.Tensor,
+def _write(
+    tokens: torch.Tensor, places: torch.Tensor, values: torch.Tensor, marker: torch.Tensor | tuple[float, ...]
+) -> None:
+    """Write values (n_tasks, n, n_features) and their markers, one for all or (n_tasks, n, 3), to n places."""
+    tokens[:, places] = values
+    tokens[:, places, :N_MARKERS] = torch.as_tensor(marker, dtype=tokens.dtype, device=tokens.device)
+
+
+def _annotations(
     y: torch.Tensor,
     attribute: torch.Tensor | None,
     class_tokens: torch.Tensor | None,
     group_tokens: torch.Tensor | None,
 ) -> torch.Tensor:
+    """Return what stands behind each example, (n_tasks, n_context, n_features)."""
     if class_tokens is None:
         raise ValueError("class_tokens must be given for the annotated construction, got None")
-    annotation = class_tokens[y]
-    if attribute is not None:
-        if group_tokens is None:
-            raise ValueError("group_tokens must be given when attribute is, got None")
-        annotation = annotation + group_tokens[attribute]
-    pairs = torch.stack([_mark(X, (1.0, 0.0, 0.0)), _mark(annotation, (0.0, 1.0, 0.0))], dim=2)
-    return pairs.flatten(1, 2)
+    if attribute is None:
+        return class_tokens[y]
+    if group_tokens is None:
+        raise ValueError("group_tokens must be given when attribute is, got None")
+    return (class_tokens[:, None] + group_tokens).flatten(0, 1)[2 * y + attribute]
 
 
-def _compact(X: torch.Tensor, y: torch.Tensor, attribute: torch.Tensor | None) -> torch.Tensor:
-    tokens = _mark(X, (0.0, 0.0, -1.0))
-    tokens[..., 0] = 2 * y - 1
-    if attribute is not None:
-        tokens[..., 1] = 2 * attribute - 1
-    return tokens
-
-
-def _mark(x: torch.Tensor, marker: tuple[float, ...]) -> torch.Tensor:
-    marked = x.clone()
-    marked[..., :N_MARKERS] = x.new_tensor(marker)
-    return marked
+def _label_markers(y: torch.Tensor, attribute: torch.Tensor | None) -> torch.Tensor:
+    """Return the markers (n_tasks, n_context, 3) of the compact construction."""
+    told = torch.zeros_like(y) if attribute is None else 2 * attribute - 1
+    return torch.stack([2 * y - 1, told, torch.full_like(y, -1)], dim=-1)

@@ -191,13 +191,6 @@ def test_order_of_calls():
         model.predict_proba(X_query)
 
 
-def test_a_context_of_one_class_is_warned_about():
-    model, (X, y, _, X_query) = learner().meta_fit(sampler()), a_context()
-    with pytest.warns(UserWarning, match="y holds class 1 alone"):
-        model.set_context(X, np.ones_like(y))
-    assert np.isfinite(model.predict_proba(X_query)).all()
-
-
 def test_refuses_wrong_contexts_and_queries():
     X, y, attribute, X_query = a_context()
     holes = X.copy()
@@ -215,6 +208,7 @@ def test_refuses_wrong_contexts_and_queries():
             ({"y": 2 * y - 1}, ValueError, "0 and 1 alone, got -1"),
             ({"y": y + 0.5}, ValueError, "whole numbers"),
             ({"y": y[:3]}, ValueError, "shape (6)"),
+            ({"y": np.ones_like(y)}, ValueError, "both classes, 0 and 1, got 1 alone"),
             ({"y": np.array(["a"] * 6)}, TypeError, "numeric"),
             ({"attribute": None}, ValueError, "must be given to a learner with group_tokens=True"),
             ({"attribute": attribute + 2}, ValueError, "0 and 1 alone"),

@@ -73,6 +73,8 @@ def test_shapes_and_seeds(name):
     assert not same_bits(tasks, sampler(7, rng(2)))
     with pytest.raises(TypeError, match="rng must be a numpy"):
         sampler(7, 0)
+    with pytest.raises(ValueError, match="n_tasks must be >= 1"):
+        sampler(-1, rng())
 
 
 @settings(deadline=None, max_examples=40)
@@ -80,7 +82,7 @@ def test_shapes_and_seeds(name):
 def test_draws_are_distinct_and_queries_lie_outside(k, other, more, seed):
     counts, sizes = torch.tensor([[k, other], [other, k]]), torch.tensor([[k + more, 15], [40, 12 + more]])
     drawn = draw_examples(
-        sizes, counts, torch.tensor([[9, 1], [5, 5]]), None, generator_of(rng(seed), torch.device("cpu"))
+        sizes, counts, torch.tensor([[9, 1], [5, 5]]), None, generator_of(1, rng(seed), torch.device("cpu"))
     )
     for task, (group, member, group_query, member_query) in enumerate(
         zip(*(part.tolist() for part in drawn), strict=True)
@@ -96,7 +98,7 @@ def test_draws_are_distinct_and_queries_lie_outside(k, other, more, seed):
 def test_draws_are_uniform_in_order_too():
     n = 24_000
     sizes, counts = torch.full((n, 1), 4), torch.full((n, 1), 2)
-    _, member, _, query = draw_examples(sizes, counts, counts // 2, None, generator_of(rng(), torch.device("cpu")))
+    _, member, _, query = draw_examples(sizes, counts, counts // 2, None, generator_of(1, rng(), torch.device("cpu")))
     for drawn, kinds in (
         (member, permutations(range(4), 2)),
         (torch.cat([member, query], 1), permutations(range(4), 3)),
