@@ -11,7 +11,7 @@ from torch import nn
 
 from natwise.core.validation import check_integer, shorten
 from natwise.graphs.mixhop._features import Features, recall_features
-from natwise.graphs.mixhop._graph import Graph, Memory, recall_graph
+from natwise.graphs.mixhop._graph import Graph, Memory, product, recall_graph
 
 
 class MixHopConv(nn.Module):
@@ -77,7 +77,8 @@ class MixHopConv(nn.Module):
         self.widths = check_widths("out_channels", out_channels, powers)
         self.out_channels = sum(self.widths.values())
         self.weight = nn.Parameter(torch.empty(self.in_channels, self.out_channels))
-        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels)) if bias else None)
+        has_bias = check_flag("bias", bias)
+        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels)) if has_bias else None)
         self._graphs, self._features = Memory(), Memory()
         self.reset_parameters()
 
@@ -145,20 +146,27 @@ def check_widths(name: str, value: Any, powers: Any) -> dict[int, int]:
     """Return ``{power: width}`` without the widths of 0."""
     if isinstance(value, Mapping):
         widths = {power: check_integer(f"{name}[{power!r}]", width, minimum=0) for power, width in value.items()}
-        name_of_powers = name
+        name_of_powers, given = name, value
     else:
         width = check_integer(name, value, minimum=1)
         powers = [check_integer("powers", power, minimum=0) for power in _listed(powers)]
         if len(set(powers)) < len(powers):
             raise ValueError(f"powers must be different, got {shorten(powers)}")
-        widths, name_of_powers = dict.fromkeys(powers, width), "powers"
+        widths, name_of_powers, given = dict.fromkeys(powers, width), "powers", powers
     for power in widths:
         check_integer(name_of_powers, power, minimum=0)
     if not widths:
-        raise ValueError(f"{name_of_powers} must hold at least one power, got {shorten(powers or value)}")
+        raise ValueError(f"{name_of_powers} must hold at least one power, got {shorten(given)}")
     if not any(widths.values()):
         raise ValueError(f"{name} must have a positive sum of widths, got {shorten(value)}")
     return {int(power): width for power, width in widths.items() if width}
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` when it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shorten(value)}")
+    return value
 
 
 def _listed(powers: Any) -> list[Any]:
@@ -193,7 +201,7 @@ class _Propagate(torch.autograd.Function):
             return z.clone()
         finished, rest = [z[:, : steps[0]]], z[:, steps[0] :]
         for start, end in pairwise((*steps, z.shape[1])):
-            rest = matrix @ rest.contiguous()
+            rest = product(matrix, rest.contiguous())
             finished.append(rest[:, : end - start])
             rest = rest[:, end - start :]
         return torch.cat(finished, dim=1)

@@ -13,7 +13,7 @@ from scipy import sparse
 from torch.nn import functional as F
 
 from natwise.core.validation import check_array, shorten
-from natwise.graphs.mixhop._graph import Memory, to_csr_tensor, to_scipy
+from natwise.graphs.mixhop._graph import Memory, product, to_csr_tensor, to_scipy
 
 SMALLEST_NORM = 1e-6
 
@@ -69,7 +69,7 @@ class SparseFeatures:
         )
 
     def __matmul__(self, weight: torch.Tensor) -> torch.Tensor:
-        return _SparseProduct.apply(self, weight)
+        return _SparseProduct.apply(self.matrix, self.transposed, weight)
 
     def to_dense(self) -> torch.Tensor:
         """Return the dense matrix (n, F)."""
@@ -138,10 +138,10 @@ class _SparseProduct(torch.autograd.Function):
     """Sparse features times dense weights; torch's own would transpose the sparse matrix in every backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, features: SparseFeatures, weight: torch.Tensor) -> torch.Tensor:
-        ctx.transposed = features.transposed
-        return features.matrix @ weight
+    def forward(ctx: Any, matrix: torch.Tensor, transposed: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.matrix, ctx.transposed = matrix, transposed
+        return product(matrix, weight.contiguous())
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, ctx.transposed @ gradient.contiguous()
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, torch.Tensor]:
+        return None, None, _SparseProduct.apply(ctx.transposed, ctx.matrix, gradient)

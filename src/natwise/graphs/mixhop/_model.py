@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from natwise.core.validation import check_integer, check_option, check_real, shorten
-from natwise.graphs.mixhop._conv import MixHopConv, check_widths, propagated
+from natwise.graphs.mixhop._conv import MixHopConv, check_flag, check_widths, propagated
 from natwise.graphs.mixhop._features import Features, binarized, dropped, recall_features, unit_rows
 from natwise.graphs.mixhop._graph import Memory, recall_graph
 
@@ -164,7 +164,8 @@ class MixHop(nn.Module):
         self.batch_norm = check_option("batch_norm", batch_norm, tuple(NORMS))
         self.input_dropout = _check_rate("input_dropout", input_dropout)
         self.dropout = _check_rate("dropout", dropout)
-        self.normalize_rows, self.binarize = normalize_rows, binarize
+        self.normalize_rows = check_flag("normalize_rows", normalize_rows)
+        self.binarize = check_flag("binarize", binarize)
         if not isinstance(hidden, Sequence) or isinstance(hidden, str):
             raise TypeError(f"hidden must be a list with an entry per layer, got {shorten(hidden)}")
         layers = [check_widths(f"hidden[{i}]", widths, powers) for i, widths in enumerate(hidden)]
@@ -278,7 +279,7 @@ class NGCN(nn.Module):
         self.n_replicas = check_integer("n_replicas", n_replicas, minimum=1)
         self.input_dropout = _check_rate("input_dropout", input_dropout)
         self.dropout = _check_rate("dropout", dropout)
-        self.normalize_rows = normalize_rows
+        self.normalize_rows = check_flag("normalize_rows", normalize_rows)
         self.first = MixHopConv(in_channels, self.n_replicas * self.hidden, powers)
         self.powers = self.first.powers
         self.n_towers = self.n_replicas * len(self.powers)

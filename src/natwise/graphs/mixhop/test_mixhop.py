@@ -13,7 +13,8 @@ from scipy import sparse
 
 from natwise.core.io import load_npz
 from natwise.graphs import NGCN, MixHop, MixHopConv, WeightedBlockOutput, group_lasso, normalized_adjacency
-from natwise.graphs.mixhop._graph import to_csr_tensor
+from natwise.graphs.mixhop._features import SparseFeatures
+from natwise.graphs.mixhop._graph import product, to_csr_tensor
 from natwise.testing import check_bad_input, unchanged
 
 # layer outputs and gradients by a second implementation with explicit matrix powers, in float64; delta: paper, Thm 2
@@ -119,6 +120,8 @@ def test_second_derivatives():
     x = features(width=3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: conv(x, graph), x)
     assert torch.autograd.gradgradcheck(lambda x: conv(x, graph).square(), x)
+    features_times = SparseFeatures.prepare(sparse.csr_array(np.eye(4, 3)), torch.float64, torch.device("cpu"))
+    assert torch.autograd.gradgradcheck(lambda w: (features_times @ w).square(), features(3, 2).requires_grad_())
 
 
 def test_special_powers():
@@ -213,6 +216,16 @@ def test_a_changed_graph_is_normalised_again(kind):
     assert conv(x, EDGES.copy()).equal(before)
 
 
+def test_both_sparse_products_agree():
+    """In float32 on a CPU rows are summed by an embedding bag; empty rows and matrices are zero."""
+    rng = np.random.default_rng(0)
+    for entries in (rng.normal(size=(7, 5)) * (rng.random((7, 5)) < 0.3), np.zeros((3, 5))):
+        matrix, dense = to_csr_tensor(entries), torch.from_numpy(rng.normal(size=(5, 4)))
+        found = product(matrix.float(), dense.float())
+        np.testing.assert_allclose(found, product(matrix, dense), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(product(matrix, dense), entries @ dense.numpy(), rtol=0, atol=1e-14)
+
+
 def test_copies_and_files_hold_no_graph():
     conv, x = layer(5, 2), features()
     out = conv(x, EDGES)
@@ -289,7 +302,7 @@ def test_bad_layers():
         ({"powers": [0, -1]}, ValueError, ">= 0"),
         ({"powers": [0, 1, 1]}, ValueError, "different"),
         ({"powers": [0.5]}, TypeError, "integer"),
-        ({"powers": []}, ValueError, "at least one"),
+        ({"powers": []}, ValueError, "at least one power, got []"),
         ({"powers": 2.5}, TypeError, "list of integers"),
         ({"powers": [[0]]}, TypeError, "integer"),
         ({"out_channels": {0: 0, 1: 0}}, ValueError, "positive sum"),
@@ -299,6 +312,7 @@ def test_bad_layers():
         ({"out_channels": {}}, ValueError, "at least one"),
         ({"out_channels": 0}, ValueError, ">= 1"),
         ({"in_channels": 2.0}, TypeError, "integer"),
+        ({"bias": "no"}, TypeError, "True or False"),
     ]
     check_bad_input(MixHopConv, cases, in_channels=3, out_channels=2)
 
@@ -343,6 +357,7 @@ def test_bad_networks():
         ({"batch_norm": True}, ValueError, "running"),
         ({"dropout": 1.0}, ValueError, "< 1"),
         ({"input_dropout": -0.1}, ValueError, ">= 0"),
+        ({"binarize": 1}, TypeError, "True or False"),
     ]
     check_bad_input(MixHop, cases, in_channels=4, hidden=[6], n_classes=3)
     check_bad_input(WeightedBlockOutput, [({"in_channels": 7}, ValueError, "multiple")], in_channels=6, n_classes=3)
