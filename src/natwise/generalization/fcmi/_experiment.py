@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib.parallel import get_active_backend
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -88,8 +89,7 @@ def run_supersample_experiment(
     """
     n, n_supersamples = check_integer("n", n, minimum=1), check_integer("n_supersamples", n_supersamples, minimum=1)
     verbose = check_integer("verbose", verbose, minimum=0)
-    if checkpoint_dir is not None:
-        _check_checkpoint(checkpoint_dir, random_state)
+    _check_checkpoint(checkpoint_dir, random_state)
     X, classes, codes = _check_pool(X, y, n)
     recipe, streams = as_recipe(estimator, classes), Streams.of(random_state)
     with provenance(seed=random_state if isinstance(random_state, int) else None, data={"y": codes}) as record:
@@ -118,9 +118,9 @@ def _draw(streams: Streams, codes: np.ndarray, n: int, n_splits: int, design: st
 
 
 def _check_checkpoint(folder: Any, random_state: RandomState) -> None:
-    if not isinstance(folder, (str, os.PathLike)):
+    if not isinstance(folder, (str, os.PathLike, type(None))):
         raise TypeError(f"checkpoint_dir must be a path, got {shorten(folder)}")
-    if random_state is None:
+    if folder is not None and random_state is None:
         raise ValueError("random_state must be given with checkpoint_dir, got None")
 
 
@@ -175,10 +175,16 @@ def _run(
     work = (delayed(_train)(recipe, rows[j], drawn[j], runs, name(j, runs)) for j, runs in jobs)
     predictions = []
     with progress(len(jobs), wanted=bool(verbose)) as report:
-        for done in Parallel(n_jobs=n_jobs, return_as="generator")(work):
+        for done in Parallel(n_jobs=n_jobs, return_as=_return_as())(work):
             predictions.append(done)
             report(len(predictions), "training runs")
     return np.concatenate(predictions)
+
+
+def _return_as() -> str:
+    """Return how joblib hands over results: one by one, unless the user's backend (Ray's, for one) cannot."""
+    backend, _ = get_active_backend()
+    return "generator" if backend.supports_return_generator else "list"
 
 
 def _train(recipe: Recipe, X: Any, part: _Supersample, runs: slice, path: Path | None) -> np.ndarray:

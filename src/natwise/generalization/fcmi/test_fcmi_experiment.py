@@ -93,9 +93,10 @@ def test_forms_of_data_and_workers_do_not_matter():
     ):
         found = run_supersample_experiment(recipe, features, labels, **OPTIONS).arrays["predictions"]
         np.testing.assert_array_equal(found, expected)
-    with joblib.parallel_config("threading", n_jobs=2):
-        found = run_supersample_experiment(recipe, X, Y, **OPTIONS).arrays["predictions"]
-    np.testing.assert_array_equal(found, expected)
+    for backend, n_jobs in (("threading", 2), ("multiprocessing", 1)):  # the second, as Ray's, has no generators
+        with joblib.parallel_config(backend, n_jobs=n_jobs):
+            found = run_supersample_experiment(recipe, X, Y, **OPTIONS).arrays["predictions"]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_supersamples_seeds_and_free_random_states():
