@@ -18,7 +18,7 @@ from natwise.core.io import load_npz
 _HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variable:
     """One of the 17 clinical variables.
 
