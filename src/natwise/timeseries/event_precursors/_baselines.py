@@ -134,7 +134,12 @@ class CountRegression(BaseEstimator):
         self._vectorizer = None
         if dataset.kind in ("text", "words"):
             self._vectorizer = CountVectorizer(analyzer=words_of, min_df=self.min_documents)
-            self._vectorizer.fit(dataset.documents[j] for j in dataset.used_documents())
+            try:
+                self._vectorizer.fit([dataset.documents[j] for j in dataset.used_documents()])
+            except ValueError as error:
+                raise ValueError(
+                    f"min_documents must leave a word, got {self.min_documents}, which leaves none ({error})"
+                ) from None
         self.model_ = LogisticRegression(C=C, max_iter=2000).fit(self._features(dataset), dataset.y)
         return self
 

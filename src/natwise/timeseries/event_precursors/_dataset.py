@@ -322,6 +322,8 @@ def _documents(documents: Any, vocab_size: int | None) -> tuple[str, tuple[Any, 
             stranger = next(document for document in documents if not isinstance(document, str))
             raise TypeError(f"documents must be texts throughout, got {shorten(stranger)} among {n_texts} texts")
         return "text", documents, None
+    if any(document is None for document in documents):
+        raise TypeError("documents must be texts, word ids or vectors, got None")
     arrays = tuple(check_array("documents", document) for document in documents)
     dimensions = {array.ndim for array in arrays}
     if dimensions - {1, 2} or len(dimensions) > 1:

@@ -111,7 +111,10 @@ def compare_forecasts(
         raise TypeError(f"forecasts must be a mapping of at least one name to scores, got {shorten(forecasts)}")
     scores = np.stack([_checked(y, values, name, probabilities=False)[1] for name, values in forecasts.items()])
     y = _checked(y, scores[0], probabilities=False)[0]
-    days = pd.DatetimeIndex(dates)
+    try:
+        days = pd.DatetimeIndex(dates)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"dates must be dates, got {shorten(dates)} ({error})") from None
     check_same_length(y=y, dates=days)
     check_integer("block_days", block_days, minimum=1)
     check_integer("n_resamples", n_resamples, minimum=2)

@@ -116,7 +116,7 @@ class _Bags:
 
     @classmethod
     def of(cls, X: Sequence[Any], cross_cosine: Sequence[Any], w: np.ndarray) -> _Bags:
-        if not isinstance(X, Sequence) or not len(X):
+        if not isinstance(X, (Sequence, np.ndarray)) or not len(X):
             raise ValueError(f"X must be a list of at least one instance, got {shorten(X)}")
         if w.ndim not in (1, 2):
             raise ValueError(f"w must have shape (d,) or (n_days, d), got {w.shape}")

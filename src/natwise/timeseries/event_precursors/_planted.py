@@ -46,8 +46,10 @@ def planted_precursors(
     planted : ndarray of bool
         Whether each document holds the word.
     """
-    for name, value in {"n_days": n_days, "documents_per_day": documents_per_day, "vocab_size": vocab_size}.items():
+    sizes = {"history": history, "lead": lead, "documents_per_day": documents_per_day, "vocab_size": vocab_size}
+    for name, value in sizes.items():
         check_integer(name, value, minimum=1)
+    check_integer("n_days", n_days, minimum=history + lead)
     check_integer("words_per_document", words_per_document, minimum=2)
     check_real("base_rate", base_rate, minimum=0.0, maximum=1.0, exclusive=True)
     rng = Streams.of(random_state).numpy("planted")

@@ -171,6 +171,8 @@ def test_objective_and_gradient_of_the_reference():
     value, gradient = nmil_objective(NMIL["w"], X, NMIL["Y"], NMIL["cross_cosine"], **settings)
     assert abs(value - NMIL["objective"]) < 1e-8
     np.testing.assert_allclose(gradient, NMIL["grad_finite_difference"], rtol=0, atol=1e-8)
+    same_days = np.ones((2, 3, 4, len(NMIL["w"])))  # instances of one shape may be an array
+    assert nmil_objective(NMIL["w"], same_days, [0, 1], np.ones((2, 3)))[0] > 0
 
 
 @settings(max_examples=15, deadline=None)

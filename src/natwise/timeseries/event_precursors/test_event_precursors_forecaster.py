@@ -121,6 +121,7 @@ def test_bad_input_of_a_dataset():
         ({"history": 0}, ValueError, ">= 1"),
         ({"documents": "one text"}, TypeError, "sequence"),
         ({"documents": [*TEXTS[1:], 3]}, TypeError, "texts throughout"),
+        ({"documents": [None] * 12}, TypeError, "got None"),
         ({"documents": np.full((12, 2), np.nan)}, ValueError, "finite"),
         ({"documents": [[1, -1]] * 12}, ValueError, ">= 0"),
         ({"documents": [[]] * 12}, ValueError, "at least one"),
@@ -151,6 +152,16 @@ def test_planted_precursors_are_found():
         words = model.precursors(events, top_k=1, by=by, level="excerpt")
         assert words["text"].str.contains("uprising").mean() >= 0.8, by
     assert (model.predict(test) == test.y).mean() > 0.9
+
+
+def test_bad_planted_corpora():
+    cases = [
+        ({"history": 0}, ValueError, ">= 1"),
+        ({"n_days": 5}, ValueError, ">= 6"),
+        ({"base_rate": 1.0}, ValueError, "< 1"),
+        ({"words_per_document": 1}, ValueError, ">= 2"),
+    ]
+    check_bad_input(planted_precursors, cases)
 
 
 def test_no_look_ahead():
@@ -388,7 +399,10 @@ def test_logistic_regression_on_counts(kind):
             sum(data.documents[j].split().count("uprising") for d in window for j in d) for window in test.windows
         ]
         np.testing.assert_allclose(features[:, [word]].toarray()[:, 0], np.log1p(counts))
-    check_bad_input(lambda Cs: CountRegression(Cs).fit(train), [({"Cs": (0.0,)}, ValueError, "> 0")])
+    cases = [({"Cs": (0.0,)}, ValueError, "> 0")]
+    if kind in ("text", "words"):
+        cases.append(({"min_documents": 10**6}, ValueError, "leave a word"))
+    check_bad_input(lambda **options: CountRegression(**options).fit(train), cases)
 
 
 def test_metrics_and_intervals():
@@ -413,6 +427,7 @@ def test_metrics_and_intervals():
         ({"forecasts": {"forecasts": good[:5]}}, ValueError, "shape"),
         ({"y": y + 1}, ValueError, "0 or 1"),
         ({"dates": dates[:9]}, ValueError, "same length"),
+        ({"dates": ["soon"] * 200}, ValueError, "dates must be dates"),
         ({"level": 1.0}, ValueError, "< 1"),
     ]
     check_bad_input(compare_forecasts, cases, y=y, forecasts={"good": good}, dates=dates)
