@@ -153,10 +153,8 @@ def _root(information: np.ndarray) -> float:
 
     Clipping every estimate at 0 before the root would read a bound where there is no information; both are bounds.
     """
-    return fcmi_bound(information) if (information >= 0).all() else _least_root(information)
-
-
-def _least_root(information: np.ndarray) -> float:
+    if (information >= 0).all():
+        return fcmi_bound(information)
     return min(fcmi_bound(information), fcmi_bound(max(float(information.mean()), 0.0)))
 
 

@@ -3,7 +3,6 @@
 import functools
 import runpy
 import sys
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -292,10 +291,14 @@ def test_study(claim):
 
 
 @pytest.mark.slow
-def test_study_of_images(local_data, monkeypatch):
+@pytest.mark.parametrize(
+    ("claim", "scale", "gap"), [("successors", "ci", "gap"), ("mnist-over-n", "small", "gap_at_75")]
+)
+def test_study_of_images(claim, scale, gap, local_data, monkeypatch):
     local_data(study.MNIST)
     monkeypatch.setattr(study, "mnist_network", functools.partial(study.perceptron, 784))
-    result = study.run("successors", scale="ci", seed=0)
-    assert result.scalars["gap"] <= result.scalars["fcmi"]
-    assert study.figure("successors", result).axes
-    assert Path(study.MNIST).name == "mnist.npz"
+    study._mnist_runs.cache_clear()
+    scalars = (result := study.run(claim, scale=scale, seed=0)).scalars
+    study._mnist_runs.cache_clear()
+    assert scalars[gap] <= scalars[gap.replace("gap", "fcmi")]
+    assert study.figure(claim, result).axes
