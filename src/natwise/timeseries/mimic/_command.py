@@ -10,7 +10,11 @@ import typer
 if TYPE_CHECKING:
     from natwise.result import Result
 
-app = typer.Typer(help="Build the MIMIC-III clinical benchmark on this machine, and train its baselines.")
+app = typer.Typer(
+    help="Build the MIMIC-III clinical benchmark on this machine, and train its baselines.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natwise.core.validation import check_array
+from natwise.core.validation import check_array, shorten
 from natwise.datasets import mimic3
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read_frames(frames: Any, stays: Sequence[Any] | None = None) -> Series:
         return names[int(np.searchsorted(starts, row, side="right")) - 1]
 
     table = tables[0] if len(tables) == 1 else pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
-    hours = check_array("frames", table["Hours"], shape=("rows",), dtype=np.float64)
+    hours = _hours(table["Hours"])
     values = np.stack([_encode(variable, table[variable.name], locate) for variable in mimic3.variables()], axis=1)
     series = Series(hours, values, starts)
     _check_order(series, locate)
@@ -115,6 +115,17 @@ def _cast(table: Any) -> np.ndarray:
         columns.append(column.cast(pl.Float64, strict=False))
     array: np.ndarray = table.select(columns).fill_null(np.nan).to_numpy(writable=True)
     return array
+
+
+def _hours(column: pd.Series) -> np.ndarray:
+    """Return the times as float64; texts of numbers are numbers here as in the other columns."""
+    import pandas as pd
+
+    try:
+        numbers = pd.to_numeric(column)
+    except (TypeError, ValueError):
+        raise ValueError(f"frames must hold numbers in Hours, got {shorten(list(column))}") from None
+    return check_array("frames", numbers, shape=("rows",), dtype=np.float64)
 
 
 def _columns(frame: Any, stay: str) -> pd.DataFrame:

@@ -34,6 +34,7 @@ from natwise.timeseries import (
 # matrices, features and metrics as they came, of the other imputations only shape and sum.
 GOLDEN = load_npz(Path(__file__).with_name("golden.npz"))
 VARIABLES = [variable.name for variable in mimic3.variables()]
+EYE = "Glascow coma scale eye opening"
 EPS = 1e-6
 
 
@@ -78,6 +79,10 @@ def test_one_table_gives_what_single_frames_give(built):
         for a, b, c in zip(together, method(frames), method(pandas), strict=True):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_array_equal(a, c)
+    texts = (
+        pandas[0].astype(object).astype(str).replace({"nan": "", "None": ""}).assign(**{EYE: pandas[0][EYE].fillna("")})
+    )
+    np.testing.assert_array_equal(Discretizer().transform(texts), Discretizer().transform(pandas[0]))
     alone = [Discretizer().transform(frame.to_dict("list")) for frame in pandas[:5]]
     assert all(np.array_equal(a, b) for a, b in zip(alone, Discretizer().transform_many(pandas), strict=False))
 
@@ -337,6 +342,7 @@ def test_bad_input():
             ({"frames": [changed(Heart_Rate=[80.0, np.inf])]}, ValueError, "Heart Rate"),
             ({"frames": [GOOD, changed(Glascow_coma_scale_total=["15", "16"])]}, ValueError, "'16' in stay 1"),
             ({"frames": [changed(Hours=[0.0, np.nan])]}, ValueError, "finite"),
+            ({"frames": [changed(Hours=["0", "soon"])]}, ValueError, "soon"),
         ],
     )
     check_bad_input(
