@@ -221,7 +221,8 @@ class FailureModes(BaseEstimator):
             train = np.bincount(problem.y_train, minlength=n_classes)
             return check_counts(train[None], ["y_train"], problem.classes, fewest, reason)
         if n_domains < 2:
-            raise ValueError(f"domain must hold at least two training domains, got 1: {shorten(problem.domains[0])}")
+            only = shorten(problem.domains.tolist())
+            raise ValueError(f"domain must hold at least two training domains, got 1: {only}")
         cells = np.bincount(problem.domain * n_classes + problem.y_train, minlength=n_domains * n_classes)
         names = [f"domain {shorten(name.item())}" for name in problem.domains]
         return check_counts(cells.reshape(n_domains, n_classes), names, problem.classes, fewest, reason)

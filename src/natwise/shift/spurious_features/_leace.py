@@ -121,9 +121,12 @@ class LEACE(AffineEraser):
         concept = check_attribute(attribute, len(X))
         moments = Moments.of(X, concept.one_hot, row_weights(y, concept, self.balance))
         covariance = moments.shrunk() if self.shrinkage else moments.xx
-        W, inverse = (np.eye(X.shape[1]),) * 2 if self.method == "orthogonal" else _square_roots(covariance)
+        if self.method == "orthogonal":
+            W, inverse, size = np.eye(X.shape[1]), np.eye(X.shape[1]), np.sqrt(np.trace(covariance))
+        else:
+            (W, inverse), size = _square_roots(covariance), 1.0
         left, singular, _ = np.linalg.svd(W @ moments.xz, full_matrices=False)
-        U = left[:, singular > TOLERANCE * max(1.0, singular[0])]
+        U = left[:, singular > TOLERANCE * size]
         self.projection_ = np.eye(X.shape[1]) - (inverse @ U) @ (U.T @ W)
         if self.shrinkage and self.method == "leace":
             self.projection_ = _without_more_variance(self.projection_, U, covariance)
