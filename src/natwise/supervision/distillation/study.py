@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from natwise.core.io import load_npz
+from natwise.core.networks import small_resnet
 from natwise.core.random import Streams
 from natwise.core.training import Trainer
 from natwise.core.validation import check_option
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND = "supervision.distillation"
-MNIST = "images/mnist.npz"
+MNIST, CIFAR = "images/mnist.npz", "images/cifar10_train5000.npz"
 SUPERVISIONS = ("random", "labels", "offline", "online")
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
-SCALES = ("ci", "small")
+SCALES = ("ci", "small", "paper")
 DataDir = str | os.PathLike[str] | None
 Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
@@ -52,8 +53,8 @@ def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: 
     ----------
     claim : str
         Its id on the card.
-    scale : {"ci", "small"}
-        Bundled digits, or MNIST; number of draws.
+    scale : {"ci", "small", "paper"}
+        Bundled digits, MNIST or CIFAR-10; number of draws. ``paper`` exists for ``online-accuracy``.
     seed : int
         Seeds subsets, initial weights, training and draws.
     data_dir : path, optional
@@ -174,7 +175,12 @@ def _path(scale: str, seed: int, data_dir: str | None) -> tuple[dict[str, np.nda
 
 
 def _record(
-    module: nn.Module, X: np.ndarray, supervision: np.ndarray | CheckpointTeacher, params: dict, seed: int
+    module: nn.Module,
+    X: np.ndarray,
+    supervision: np.ndarray | CheckpointTeacher,
+    params: dict,
+    seed: int,
+    device: str = "cpu",
 ) -> CheckpointTeacher:
     """Train on labels, or on the checkpoints of a teacher, and keep the states every so many epochs from the start."""
     trainer = Trainer(
@@ -183,6 +189,7 @@ def _record(
         learning_rate=0.05,
         optimizer=nesterov_sgd,
         schedule=_decay,
+        device=device,
         random_state=seed,
     )
     if isinstance(supervision, np.ndarray):
@@ -216,9 +223,12 @@ def _accuracy(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
 
     The learning rate of every student is the better of two on held-out labels: tau^2 makes some too large.
     """
-    check_option("scale", scale, ("small",))
+    check_option("scale", scale, ("small", "paper"))
     params: dict[str, Any] = {"n_train": 2000, "n_held": 1000, "n_test": 5000, "epochs": 20, "every": 2}
-    params |= {"n_seeds": 5, "channels": 2, "rates": [0.05, 0.005]}
+    params |= {"n_seeds": 5, "teacher_channels": 16, "channels": 2, "rates": [0.05, 0.005]}
+    if scale == "paper":
+        params |= {"n_train": 3500, "n_held": 500, "n_test": 1000, "epochs": 100, "every": 10}
+        params |= {"teacher_channels": 32, "channels": 4}
     arrays: dict[str, list[float]] = {}
     for number in range(params["n_seeds"]):
         for name, value in _one_comparison(scale, Streams(seed).child(number), data_dir, device, params).items():
@@ -237,9 +247,10 @@ def _one_comparison(scale: str, streams: Streams, data_dir: DataDir, device: str
     held, test = params["n_train"], params["n_train"] + params["n_held"]
     X, y = _images(scale, data_dir, streams, test + params["n_test"])
     train, held_out, new = (slice(0, held), slice(held, test), slice(test, None))
-    teacher = _record(_cnn(X, 16, streams.child("teacher")), X[train], y[train], params, streams.seed("teacher"))
+    big = _cnn(X, params["teacher_channels"], streams.child("teacher"))
+    teacher = _record(big, X[train], y[train], params, streams.seed("teacher"), device)
     student = _cnn(X, params["channels"], streams.child("student"))
-    plain = _record(copy.deepcopy(student), X[train], y[train], params, streams.seed("distil"))
+    plain = _record(copy.deepcopy(student), X[train], y[train], params, streams.seed("distil"), device)
     *_, wanted = teacher.outputs(torch.from_numpy(X[new]))
     *_, logits = plain.outputs(torch.from_numpy(X[new]))
     found = {
@@ -265,7 +276,12 @@ def _one_comparison(scale: str, streams: Streams, data_dir: DataDir, device: str
 
 
 def _images(scale: str, data_dir: DataDir, streams: Streams, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return n shuffled grey images (n, 1, h, w) in [0, 1] and their labels: bundled digits, or MNIST."""
+    """Return n shuffled images (n, channels, h, w) in [0, 1] and their labels: bundled digits, MNIST, or CIFAR-10."""
+    if scale == "paper":
+        content = load_npz(local.find(CIFAR, data_dir))
+        chosen = streams.numpy("images").permutation(len(content["x"]))[:n]
+        images = content["x"][chosen].transpose(0, 3, 1, 2) / 255
+        return np.ascontiguousarray(images, dtype=np.float32), content["y"][chosen].astype(np.int64)
     if scale == "ci":
         from sklearn.datasets import load_digits
 
@@ -279,7 +295,9 @@ def _images(scale: str, data_dir: DataDir, streams: Streams, n: int) -> tuple[np
 
 
 def _cnn(X: np.ndarray, channels: int, streams: Streams) -> nn.Module:
-    """Return two convolutions and a linear layer, without normalisation, for square images."""
+    """Return two convolutions and a linear layer for square grey images; a residual network for colour images."""
+    if X.shape[1] == 3:
+        return small_resnet(3, 10, width=channels, random_state=streams)
     stride = 1 if X.shape[-1] < 16 else 2
     side = math.ceil(math.ceil(X.shape[-1] / stride) / 2)
     with streams.torch_global("init"):

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from natwise.core.io import load_npz
+from natwise.core.networks import small_resnet
 from natwise.core.random import Streams
 from natwise.core.validation import check_option
 from natwise.datasets import local
@@ -113,6 +114,40 @@ def _mnist_runs(path: str, scale: str, seed: int, device: str) -> tuple[dict, di
     return _compare(lambda streams: _planted(X, y, streams, **params), seed, device, {**params, **options})
 
 
+def _mnist_rates(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+    """Compare all methods on 48,000 MNIST images at three noise rates; the metric is the smallest margin."""
+    data = load_npz(local.find(MNIST, data_dir))
+    X = np.concatenate([data["x_train"], data["x_test"]]) / np.float32(255)
+    y = np.concatenate([data["y_train"], data["y_test"]])
+    sizes: dict[str, Any] = {"n_train": 48_000, "n_validation": 12_000, "n_test": 10_000}
+    options = {"max_epochs": 100, "batch_size": 256, "n_seeds": 3, "grad_l2": 10.0}
+    arrays: dict[str, Any] = {}
+    scalars: dict[str, float] = {}
+    for rate in (0.5, 0.8, 0.89):
+        params = {**sizes, "noise": rate, **options}
+        found = _compare(functools.partial(_planted, X, y, **sizes, noise=rate), seed, device, params)
+        for whole, part in zip((arrays, scalars), found, strict=False):
+            whole |= {f"{name}_at_{100 * rate:.0f}": value for name, value in part.items()}
+        if rate == 0.8:  # drawn
+            arrays, scalars = arrays | found[0], scalars | found[1]
+    scalars["smallest_margin_over_ce"] = min(scalars[f"margin_over_ce_at_{rate}"] for rate in (50, 80, 89))
+    return arrays, scalars, {**sizes, "noise": [0.5, 0.8, 0.89], **options}
+
+
+def _cifar_resnet(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+    """Compare all methods, with residual networks of 20 layers, on 4000 CIFAR-10 images with 40 % uniform noise."""
+    data = load_npz(local.find(CIFAR, data_dir))
+    X = (data["x"].transpose(0, 3, 1, 2) / np.float32(255) - 0.45) / 0.25
+    sizes: dict[str, Any] = {"n_train": 3200, "n_validation": 800, "noise": 0.4}
+    options = {"max_epochs": 100, "batch_size": 128, "n_seeds": 3, "grad_l2": 1.0, "q_warm_start": True}
+
+    def network(seed: int) -> Any:
+        return small_resnet(3, 10, random_state=seed)
+
+    make_task = functools.partial(_planted, X.astype(np.float32), data["y"].astype(int), **sizes)
+    return _compare(make_task, seed, device, {**sizes, **options}, network)
+
+
 def _planted(X: np.ndarray, y: np.ndarray, streams: Streams, **sizes: Any) -> Task:
     """Plant uniform noise in training and validation labels; test on the last `n_test` samples, or on all others."""
     n_train, n_test = sizes["n_train"], sizes.get("n_test", 0)
@@ -160,19 +195,23 @@ def orientation_histograms(images: np.ndarray, cells: int = 4, bins: int = 8) ->
     return np.sqrt(features).astype(np.float32)
 
 
-def _methods(grad_l2: float, q_warm_start: bool, **options: Any) -> dict[str, Any]:
+def _methods(grad_l2: float, q_warm_start: bool, network: Any, **options: Any) -> dict[str, Any]:
+    """Return the classifiers; `network` makes one from a seed, None stands for their default."""
+    classifier, q_network = (network and network(options["random_state"] + i) for i in (0, 1))
     options = {**options, "patience": None, "record_train_error": True}
     limit = {**options, "grad_l2": grad_l2, "q_warm_start": q_warm_start}
     return {
-        "ce": RobustClassifier(loss=LabelSmoothingLoss(0.0), **options),
-        "mae": RobustClassifier(loss=MAELoss(), **options),
-        "gce": RobustClassifier(loss=GCELoss(), **options),
-        "limit_g": LIMITClassifier(q_dist="gaussian", **limit),
-        "limit_l": LIMITClassifier(q_dist="laplace", **limit),
+        "ce": RobustClassifier(classifier, loss=LabelSmoothingLoss(0.0), **options),
+        "mae": RobustClassifier(classifier, loss=MAELoss(), **options),
+        "gce": RobustClassifier(classifier, loss=GCELoss(), **options),
+        "limit_g": LIMITClassifier(classifier, q_network, q_dist="gaussian", **limit),
+        "limit_l": LIMITClassifier(classifier, q_network, q_dist="laplace", **limit),
     }
 
 
-def _compare(make_task: Callable[[Streams], Task], seed: int, device: str, params: dict) -> tuple[dict, dict, dict]:
+def _compare(
+    make_task: Callable[[Streams], Task], seed: int, device: str, params: dict, network: Any = None
+) -> tuple[dict, dict, dict]:
     """Train every method on the same tasks, one per seed, and summarise."""
     chosen = {name: params[name] for name in ("max_epochs", "batch_size", "grad_l2")}
     chosen["q_warm_start"] = params.get("q_warm_start", False)
@@ -180,7 +219,8 @@ def _compare(make_task: Callable[[Streams], Task], seed: int, device: str, param
     for number in range(params["n_seeds"]):
         streams = Streams(seed).child(number)
         task = make_task(streams)
-        for name, model in _methods(**chosen, device=device, random_state=streams.seed("model")).items():
+        setting = {**chosen, "network": network, "device": device, "random_state": streams.seed("model")}
+        for name, model in _methods(**setting).items():
             model.fit(*task.train, validation=task.validation, validation_labels="noisy")
             error = model.history_["train_error"]
             arrays.setdefault(f"{name}_test", []).append(model.score(*task.test))
@@ -219,6 +259,8 @@ _CLAIMS = {
     "mnist-margin": _mnist,
     "mnist-memorisation": _mnist,
     "mnist-order": _mnist,
+    "mnist-noise-rates": _mnist_rates,
+    "cifar-resnet": _cifar_resnet,
     "cifar10n-memorisation": _human,
 }
 _NAMES = {"ce": "cross-entropy", "mae": "MAE", "gce": "GCE 0.7", "limit_g": "LIMIT_G", "limit_l": "LIMIT_L"}
