@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from natwise.lm.relaxed_recursive._command import uptrain
 from natwise.timeseries.mimic._command import app as mimic
 
 INTERRUPTED = 130
@@ -26,6 +27,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(mimic, name="mimic")
+lm = typer.Typer(help="Language models: smaller by recursion, and serving them.", rich_markup_mode=None)
+lm.command()(uptrain)
+app.add_typer(lm, name="lm", no_args_is_help=True)
 
 
 @app.command()

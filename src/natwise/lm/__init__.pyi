@@ -8,6 +8,14 @@ from .mimetic_init import (
     ssd_attention_map as ssd_attention_map,
     ssd_scan as ssd_scan,
 )
+from .relaxed_recursive import (
+    EarlyExitLoss as EarlyExitLoss,
+    RecursiveConfig as RecursiveConfig,
+    RecursiveForCausalLM as RecursiveForCausalLM,
+    UptrainTrainer as UptrainTrainer,
+    evaluate_exits as evaluate_exits,
+    to_recursive as to_recursive,
+)
 from .salt import (
     SaltSchedule as SaltSchedule,
     SaltTrainer as SaltTrainer,

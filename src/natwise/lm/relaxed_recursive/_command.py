@@ -1,0 +1,39 @@
+"""``natwise lm uptrain``: a trained model in, a recursive one that was trained on out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def uptrain(
+    model: Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint; a recursive one is trained on.")],
+    text: Annotated[Path, typer.Argument(help="A UTF-8 text file; its last tenth measures, the rest trains.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the recursive model.")],
+    loops: Annotated[int, typer.Option(help="How often the shared layers are applied.")] = 2,
+    init: Annotated[str, typer.Option(help="stepwise, average, lower, upper or random.")] = "stepwise",
+    rank: Annotated[int | None, typer.Option(help="Rank of the deltas of every depth. Default: none.")] = None,
+    distill: Annotated[
+        str | None, typer.Option(help="Learn from the source, too: forward_kl, reverse_kl, jsd or tvd.")
+    ] = None,
+    early_exit: Annotated[
+        float | None, typer.Option(help="Weight of the losses of exits after earlier loops, such as 0.1.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step and process.")] = 16,
+    context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="Highest; it falls along a cosine.")] = 2e-4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+) -> None:
+    """Convert a language model into a recursive one and train it on text; see lm.relaxed_recursive."""
+    from natwise.lm.relaxed_recursive._uptrain import Recipe, uptrain_folder
+
+    recipe = Recipe(loops, init, rank, distill, early_exit, steps, batch_size, context, learning_rate, seed, device)
+    before, after = uptrain_folder(model, text, out, recipe, resume=resume)
+    for exit_name, old, new in zip(after.rows, before.arrays["loss"], after.arrays["loss"], strict=True):
+        print(f"{exit_name}: {old:.4f} -> {new:.4f} nats per token")
+    print(f"saved: {out}")

@@ -1,0 +1,161 @@
+"""A whole uptraining run from files: what the command line calls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainingArguments
+
+from natwise.core.distillation import KINDS
+from natwise.core.io import check_folder
+from natwise.core.random import Streams, global_generators_kept
+from natwise.core.validation import check_device, check_integer, check_option, check_real
+from natwise.datasets.language import N_BYTES, draw_windows, windows
+from natwise.lm.relaxed_recursive._config import RecursiveConfig
+from natwise.lm.relaxed_recursive._convert import to_recursive
+from natwise.lm.relaxed_recursive._exits import EarlyExitLoss, evaluate_exits
+from natwise.lm.relaxed_recursive._trainer import UptrainTrainer
+from natwise.result import Result
+
+N_EVALUATED = 256  # sequences of the held-out text
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; see ``natwise lm uptrain --help``."""
+
+    loops: int
+    init: str
+    rank: int | None
+    distill: str | None
+    early_exit: float | None
+    steps: int
+    batch_size: int
+    context: int
+    learning_rate: float
+    seed: int
+    device: str
+
+    def check(self) -> None:
+        """Refuse settings that cannot work before anything is read."""
+        for name, least in (("loops", 1), ("steps", 1), ("batch_size", 1), ("context", 2), ("seed", 0)):
+            check_integer(name, asdict(self)[name], minimum=least)
+        check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
+        check_device("device", self.device)
+        if self.distill is not None:
+            check_option("distill", self.distill, KINDS)
+        if self.early_exit is not None:
+            check_real("early_exit", self.early_exit, minimum=0.0)
+
+
+def uptrain_folder(
+    model: Path, text: Path, out: Path, recipe: Recipe, *, resume: bool = False
+) -> tuple[Result, Result]:
+    """Convert the checkpoint in a folder, train it on a text file, and save it.
+
+    Parameters
+    ----------
+    model, text, out : Path
+        A checkpoint, a text file, and the folder for the result; interrupted runs leave ``checkpoints`` in it.
+    recipe : Recipe
+    resume : bool
+        Go on from the last of these.
+
+    Returns
+    -------
+    before, after : Result
+        Of `evaluate_exits` on the held-out end of the text.
+    """
+    recipe.check()
+    check_folder(out)
+    if not (model / "config.json").is_file():
+        raise ValueError(f"model must be the folder of a checkpoint, but there is no {model / 'config.json'}")
+    source: Any = AutoModelForCausalLM.from_pretrained(model, local_files_only=True)
+    stream = _tokens(text, model, source.config.vocab_size)
+    _check_length(stream, recipe.context, source.config.max_position_embeddings)
+    streams = Streams.of(recipe.seed)
+    recursive: Any = source
+    if isinstance(source.config, RecursiveConfig) and recipe.distill is not None:
+        raise ValueError(f"distill needs a source that is not recursive yet, got {recipe.distill!r}")
+    if not isinstance(source.config, RecursiveConfig):
+        recursive = to_recursive(source, recipe.loops, recipe.init, recipe.rank, random_state=streams)
+    cut = len(stream) * 9 // 10
+    held_out = windows(stream[cut:], recipe.context)[:N_EVALUATED]
+    trainer = _trainer(source, recursive, stream[:cut], out, recipe, streams)
+    before = evaluate_exits(recursive, held_out)
+    with global_generators_kept():
+        trainer.train(resume_from_checkpoint=resume and (out / CHECKPOINTS).is_dir())
+    if trainer.is_world_process_zero():
+        recursive.save_pretrained(out)
+        if _has_tokenizer(model):
+            AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(out)
+    return before, evaluate_exits(recursive, held_out)
+
+
+def _trainer(
+    source: Any, recursive: Any, stream: np.ndarray, out: Path, recipe: Recipe, streams: Streams
+) -> UptrainTrainer:
+    draw = draw_windows(stream, recipe.context)
+    ids = draw(recipe.steps * recipe.batch_size, streams.numpy("data"))
+    exits = None if recipe.early_exit is None else EarlyExitLoss(coef=recipe.early_exit)
+    trainer = UptrainTrainer(
+        recursive,
+        _arguments(out, recipe, streams),
+        [{"input_ids": one, "labels": one} for one in ids],
+        teacher=None if recipe.distill is None else source,
+        distillation=recipe.distill or KINDS[0],
+        early_exit=exits,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(out: Path, recipe: Recipe, streams: Streams) -> TrainingArguments:
+    return TrainingArguments(
+        str(out / CHECKPOINTS),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(recipe.steps / 20),
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        seed=streams.seed("trainer"),
+        use_cpu=recipe.device == "cpu",
+        bf16=recipe.device != "cpu",
+        save_steps=max(recipe.steps // 4, 1),
+        save_total_limit=1,
+        train_sampling_strategy="sequential",  # the windows are drawn at random
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+
+
+def _tokens(text: Path, model: Path, vocab_size: int) -> np.ndarray:
+    """Return the tokens of a text, by the checkpoint's tokenizer; without one, its bytes."""
+    if not text.is_file():
+        raise ValueError(f"text must be a file, got {text}")
+    if not _has_tokenizer(model):
+        if vocab_size < N_BYTES:
+            raise ValueError(f"model must have a tokenizer or a vocabulary of {N_BYTES} bytes, got {vocab_size}")
+        return np.fromfile(text, dtype=np.uint8)
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    return np.array(tokenizer(text.read_text("utf-8"), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _has_tokenizer(model: Path) -> bool:
+    return any((model / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+
+
+def _check_length(stream: np.ndarray, context: int, longest: int) -> None:
+    if context > longest:
+        raise ValueError(f"context must be at most {longest}, the positions of the model, got {context}")
+    if len(stream) < 10 * context:
+        raise ValueError(f"text must hold at least ten times context={context} tokens, got {len(stream)}")
