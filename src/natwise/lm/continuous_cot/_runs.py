@@ -1,0 +1,124 @@
+"""Small models of the minimum-non-negative-sum task: trained by every method alike, decoded in every way."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from natwise.core.random import Streams
+from natwise.core.training import Trainer
+from natwise.lm.continuous_cot._baselines import coconut_loss
+from natwise.lm.continuous_cot._distributions import trace_loss
+from natwise.lm.continuous_cot._mnns import MNNS, mnns_dataset
+from natwise.lm.continuous_cot._model import ContinuousCoT
+from natwise.lm.continuous_cot._objectives import pass_at_k
+
+LENGTH = 4
+PASS_KS = (1, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A GPT-2 without dropout and how it is trained: AdamW, warm-up over a tenth, cosine to 0."""
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 2
+    steps: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 5e-3
+
+
+@functools.lru_cache(maxsize=8)
+def task(budget: int | None) -> MNNS:
+    return mnns_dataset(length=LENGTH, budget=budget)
+
+
+@functools.lru_cache(maxsize=64)
+def trained(
+    network: Network, name: str, budget: int | None, seed: int, device: str
+) -> tuple[np.ndarray, np.ndarray, ContinuousCoT]:  # fmt: skip
+    """Train one model; several claims read the same runs. Returns steps, accuracy after them, and the model."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    data = task(None if budget == 2**LENGTH else budget)
+    config = GPT2Config(
+        vocab_size=data.n_tokens, n_positions=3 * LENGTH, n_embd=network.width, n_layer=network.layers,
+        n_head=network.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.1,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with Streams.of(seed).torch_global("weights"):
+        cot = ContinuousCoT(GPT2LMHeadModel(config)).to(device)
+    steps, curve = train(cot, network, name, data, seed)
+    return steps, curve, cot
+
+
+def train(cot: ContinuousCoT, network: Network, name: str, data: MNNS, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Train in place; return eleven steps and the validation accuracy at each, by the decoding that is trained."""
+    kind = {"cot2": "superposed", "no_cot": "answer"}.get(name, "trace")
+    prompts = data.prompts(data.train, n_arrows=LENGTH if name == "no_cot" else 1)
+    targets = data.token_targets(data.train, kind=kind)
+    marks = np.linspace(0, network.steps, 11).round().astype(int)
+    curve = []
+
+    def draw(batch_size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.from_numpy(rng.choice(len(prompts), size=batch_size, replace=False))
+        return prompts[rows], targets[rows]
+
+    def loss(model: Any, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> torch.Tensor:
+        if step in marks:
+            curve.append(accuracy(cot, name))
+        if name == "coconut":  # the last of four stages has as many steps as each before
+            return coconut_loss(model, *batch, n_latent=min(LENGTH * step // network.steps, LENGTH - 1))
+        return trace_loss(model(batch[0], batch[1][:, :-1]), batch[1])
+
+    Trainer(
+        max_epochs=1, steps_per_epoch=network.steps, batch_size=network.batch_size, learning_rate=network.learning_rate,
+        optimizer=torch.optim.AdamW, schedule=_warm_cosine, device=cot.device,
+        random_state=Streams.of(seed).seed("batches"),
+    ).fit(cot, loss, draw)  # fmt: skip
+    return marks, np.array([*curve, accuracy(cot, name)])
+
+
+def _warm_cosine(step: int, n_steps: int) -> float:
+    return min(1.0, (step + 1) / (0.1 * n_steps)) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+def accuracy(cot: ContinuousCoT, name: str) -> float:
+    """Return the share of right answers on the validation sequences."""
+    data = task(None)
+    prompts = data.prompts(data.validation, n_arrows=LENGTH if name == "no_cot" else 1)
+    feedback = {"discrete": "token", "coconut": "hidden"}.get(name, "distribution")
+    answer = cot.generate(prompts, 1 if name == "no_cot" else LENGTH, feedback=feedback).answer
+    return _share(answer, data)
+
+
+def decodings(cot: ContinuousCoT, seed: int) -> dict[str, float]:
+    data = task(None)
+    prompts = data.prompts(data.validation)
+    found = {"greedy": accuracy(cot, "discrete"), "base": accuracy(cot, "cot2")}
+    for k in (1, 3):
+        found[f"mts_k{k}"] = _share(cot.sample(prompts, LENGTH, k, Streams.of(seed).child("mts").child(k))[1], data)
+    return found
+
+
+def discrete_pass_at_k(cot: ContinuousCoT, seed: int) -> np.ndarray:
+    data = task(None)
+    prompts = data.prompts(data.validation).repeat_interleave(max(PASS_KS), dim=0)
+    final = cot.sample(prompts, LENGTH, 1, Streams.of(seed).child("pass"))[1].cpu().numpy()
+    return pass_at_k(final.reshape(-1, max(PASS_KS)) == data.answer_tokens[data.validation][:, None], PASS_KS)
+
+
+def _share(final: torch.Tensor, data: MNNS) -> float:
+    return float((final.cpu().numpy() == data.answer_tokens[data.validation]).mean())
+
+
+def constant_accuracy() -> float:
+    """Return what always giving the training sequences' most frequent answer reaches."""
+    data = task(None)
+    return float((data.answers[data.validation] == np.bincount(data.answers[data.train]).argmax()).mean())
