@@ -58,7 +58,7 @@ def make(dropout=0.0, seed=0):
 @pytest.mark.parametrize("clip", [0.1, 0.2])
 @pytest.mark.parametrize("kl_weight", [0.0, 0.1])
 def test_grpo_reference_numbers(ratio, clip, kl_weight):
-    expected = GOLDEN[f"grpo_loss_norm{NORMS[ratio]}_eps{clip}_beta{kl_weight}".replace(".", "")]
+    expected = float(GOLDEN[f"grpo_loss_norm{NORMS[ratio]}_eps{clip}_beta{kl_weight}".replace(".", "")])
     options = {"clip": clip, "kl_weight": kl_weight, "ratio": ratio}
     with unchanged(rollouts()):
         loss = grpo_loss(**rollouts(), **options)
