@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
+from torch.nn.functional import embedding
 
 from natwise.core.validation import check_option
 
+Marker: TypeAlias = "torch.Tensor | tuple[float, ...]"
 CONSTRUCTIONS = ("annotated", "compact")
 N_MARKERS = 3  # leading coordinates of a token that say what it is
 _EXAMPLE, _ANNOTATION, _QUERY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -50,6 +54,7 @@ def in_context_tokens(
     query_positions : int tensor of shape (n_queries,)
     """
     check_option("construction", construction, CONSTRUCTIONS)
+    examples: list[tuple[torch.Tensor, Marker]]
     if construction == "annotated":
         examples = [(X, _EXAMPLE), (_annotations(y, attribute, class_tokens, group_tokens), _ANNOTATION)]
     else:
@@ -79,9 +84,7 @@ def mark_queries(X_query: torch.Tensor) -> torch.Tensor:
     return marked
 
 
-def _write(
-    tokens: torch.Tensor, places: torch.Tensor, values: torch.Tensor, marker: torch.Tensor | tuple[float, ...]
-) -> None:
+def _write(tokens: torch.Tensor, places: torch.Tensor, values: torch.Tensor, marker: Marker) -> None:
     """Write values (n_tasks, n, n_features) and their markers, one for all or (n_tasks, n, 3), to n places."""
     tokens[:, places] = values
     tokens[:, places, :N_MARKERS] = torch.as_tensor(marker, dtype=tokens.dtype, device=tokens.device)
@@ -97,10 +100,10 @@ def _annotations(
     if class_tokens is None:
         raise ValueError("class_tokens must be given for the annotated construction, got None")
     if attribute is None:
-        return class_tokens[y]
+        return embedding(y, class_tokens)
     if group_tokens is None:
         raise ValueError("group_tokens must be given when attribute is, got None")
-    return (class_tokens[:, None] + group_tokens).flatten(0, 1)[2 * y + attribute]
+    return embedding(2 * y + attribute, (class_tokens[:, None] + group_tokens).flatten(0, 1))
 
 
 def _label_markers(y: torch.Tensor, attribute: torch.Tensor | None) -> torch.Tensor:
