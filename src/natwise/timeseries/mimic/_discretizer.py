@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -134,37 +134,50 @@ class Discretizer:
         return checked
 
     def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
-        """Put the observations of all stays into their rows, variable by variable, and fill the gaps."""
-        n_rows, variables = int(first_bin[-1]), mimic3.variables()
-        columns = np.zeros((self.n_columns, n_rows))  # each column is written as one piece
+        """Put the observations of all stays into their rows, all variables at once, and fill the gaps."""
+        layout, n_rows = _layout(), int(first_bin[-1])
+        values = np.full((len(layout.first), n_rows), np.nan)  # a variable is one piece
+        observations = np.ascontiguousarray(series.values.T)
+        variable, event = np.nonzero(~np.isnan(observations))
+        values[variable, rows[event]] = observations[variable, event]  # sorted: the last of a row is written last
+        columns = np.zeros((self.n_columns, n_rows))
+        if self.masks:
+            columns[-len(values) :] = ~np.isnan(values)
         edges = first_bin[:-1] if self.imputation == "previous" else first_bin[1:] - 1
-        edges = edges[np.diff(first_bin) > 0]
-        first = 0
-        for position, (variable, observations) in enumerate(zip(variables, series.values.T, strict=True)):
-            events = np.flatnonzero(~np.isnan(observations))
-            values = np.full(n_rows, np.nan)
-            values[rows[events]] = observations[events]  # events are sorted: the last of a row is written last
-            if self.masks:
-                columns[position - len(variables)] = ~np.isnan(values)
-            filled = self._filled(values, edges, _normal(variable))
-            if variable.categories:
-                known = np.flatnonzero(~np.isnan(filled))
-                columns[first + filled[known].astype(int), known] = 1.0
-            else:
-                columns[first] = np.nan_to_num(filled, nan=0.0)
-            first += variable.width
+        filled = self._filled(values, edges[np.diff(first_bin) > 0], layout.normal[:, None])
+        columns[layout.first[layout.continuous]] = np.nan_to_num(filled[layout.continuous], nan=0.0)
+        for category in np.flatnonzero(~layout.continuous):
+            known = np.flatnonzero(~np.isnan(filled[category]))
+            columns[layout.first[category] + filled[category, known].astype(int), known] = 1.0
         return columns.T
 
-    def _filled(self, values: np.ndarray, edges: np.ndarray, normal: float) -> np.ndarray:
-        """Fill the gaps of one variable, never from another stay: `edges` are the rows where the filling begins."""
+    def _filled(self, values: np.ndarray, edges: np.ndarray, normal: np.ndarray) -> np.ndarray:
+        """Fill the gaps of the variables, never from another stay: `edges` are the rows where the filling begins."""
         if self.imputation == "zero":
             return values
         if self.imputation == "normal_value":
             return np.where(np.isnan(values), normal, values)
-        values[edges] = np.where(np.isnan(values[edges]), normal, values[edges])
-        if self.imputation == "next":
-            return _carried(values[::-1])[::-1]
-        return _carried(values)
+        values[:, edges] = np.where(np.isnan(values[:, edges]), normal, values[:, edges])
+        flat = values.ravel()  # every variable begins, or ends, with an edge, which is no gap
+        carried = _carried(flat[::-1])[::-1] if self.imputation == "next" else _carried(flat)
+        return carried.reshape(values.shape)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Of each variable: its first column, whether it has but one, of numbers, and what stands for "normal"."""
+
+    first: np.ndarray
+    continuous: np.ndarray
+    normal: np.ndarray
+
+
+@cache
+def _layout() -> _Layout:
+    variables = mimic3.variables()
+    widths = [variable.width for variable in variables]
+    continuous = np.array([not variable.categories for variable in variables])
+    return _Layout(np.cumsum([0, *widths[:-1]]), continuous, np.array([_normal(variable) for variable in variables]))
 
 
 def read_series(path: Any) -> Any:
