@@ -1,3 +1,22 @@
+from .continuous_cot import (
+    ContinuousCoT as ContinuousCoT,
+    GRPO as GRPO,
+    GraphQuestions as GraphQuestions,
+    MNNS as MNNS,
+    answer_reward as answer_reward,
+    coconut_loss as coconut_loss,
+    dirichlet_log_ratio as dirichlet_log_ratio,
+    grpo_loss as grpo_loss,
+    load_prosqa as load_prosqa,
+    mnns_dataset as mnns_dataset,
+    mnns_targets as mnns_targets,
+    pass_at_k as pass_at_k,
+    process_reward as process_reward,
+    prontoqa_graphs as prontoqa_graphs,
+    prosqa_graphs as prosqa_graphs,
+    subset_sum_transformer as subset_sum_transformer,
+    trace_loss as trace_loss,
+)
 from .mimetic_init import (
     Mamba1 as Mamba1,
     Mamba2 as Mamba2,
@@ -7,6 +26,15 @@ from .mimetic_init import (
     safe_decay as safe_decay,
     ssd_attention_map as ssd_attention_map,
     ssd_scan as ssd_scan,
+)
+from .mixture_of_recursions import (
+    DepthwiseBatchingEngine as DepthwiseBatchingEngine,
+    MoRConfig as MoRConfig,
+    MoRForCausalLM as MoRForCausalLM,
+    count_flops as count_flops,
+    kv_cache_bytes as kv_cache_bytes,
+    router_diagnostics as router_diagnostics,
+    serving_benchmark as serving_benchmark,
 )
 from .relaxed_recursive import (
     EarlyExitLoss as EarlyExitLoss,
