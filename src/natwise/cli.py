@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from natwise.lm.mixture_of_recursions._command import serve_bench
 from natwise.lm.relaxed_recursive._command import uptrain
 from natwise.timeseries.mimic._command import app as mimic
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(mimic, name="mimic")
 lm = typer.Typer(help="Language models: smaller by recursion, and serving them.", rich_markup_mode=None)
 lm.command()(uptrain)
+lm.command("serve-bench")(serve_bench)
 app.add_typer(lm, name="lm", no_args_is_help=True)
 
 

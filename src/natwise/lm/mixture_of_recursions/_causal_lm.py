@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 
+from natwise.core.random import global_generators_kept
 from natwise.core.validation import shorten
 from natwise.lm.mixture_of_recursions._cache import MoRCache
 from natwise.lm.mixture_of_recursions._config import MoRConfig
@@ -114,8 +115,9 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             For settings that do not exist here, missing or unknown names, or layers that should be tied and differ.
         """
         config, state = read_official(config_json, weights)
-        model = cls(config)
-        if config.tie_word_embeddings:
+        with global_generators_kept():
+            model = cls(config)
+        if config.tie_word_embeddings and "model.embed_tokens.weight" in state:
             state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
         found = model.load_state_dict(state, strict=False)
         missing = set(found.missing_keys) - {"model.training_steps", "model.router_bias"}

@@ -92,6 +92,8 @@ class MoRModel(MoRPreTrainedModel):
         n, length = config.num_recursions, config.block_length
         depth, n_unique = config.num_hidden_layers, config.unique_index(config.num_hidden_layers - 1) + 1
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self._serves = [config.unique_index(one) for one in range(depth)]  # a configuration's attributes are slow
+        self._before_later = config.n_outer + length
         self.layers = nn.ModuleList([LlamaDecoderLayer(config, index) for index in range(n_unique)])
         self.attentions = nn.ModuleList()  # of the loop's depths after the first pass, when they are not tied
         if not config.tie_attention:
@@ -183,11 +185,11 @@ class MoRModel(MoRPreTrainedModel):
 
     def layer(self, depth: int) -> Any:
         """Return the stored layer that serves an unrolled depth."""
-        return self.layers[self.config.unique_index(depth)]
+        return self.layers[self._serves[depth]]
 
     def attention(self, depth: int) -> Any:
         """Return the attention of an unrolled depth."""
-        later = depth - self.config.n_outer - self.config.block_length
+        later = depth - self._before_later
         if 0 <= later < len(self.attentions):
             return self.attentions[later]
         return self.layer(depth).self_attn

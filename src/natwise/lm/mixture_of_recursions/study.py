@@ -1,0 +1,357 @@
+"""The claims of mixtures of recursions, measured: quality at equal operations, the causal rule, costs and serving."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from natwise.core.random import Streams
+from natwise.core.training import Trainer
+from natwise.core.validation import check_option
+from natwise.datasets.language import N_BYTES, draw_windows, load_corpus, windows
+from natwise.lm.mixture_of_recursions._accounting import count_flops, kv_cache_bytes
+from natwise.lm.mixture_of_recursions._serving import WAYS, serving_benchmark
+from natwise.result import Result, provenance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KIND = "lm.mixture_of_recursions"
+Found = tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]
+COLOURS = {"vanilla": "#777777", "recursive": "#d55e00", "mor": "#0072b2", "mor_causal": "#56b4e9"}
+BUDGET, TOKENS_PER_STEP, LONG = 16.5e18, 1024 * 2048, 2048
+OFFICIAL_STEPS = {  # (recursions, layers, shared keys and values) -> steps in the published configurations
+    (1, 32, False): 9438,
+    (2, 32, False): 12619,
+    (3, 32, False): 14161,
+    (4, 34, False): 14216,
+    (3, 32, True): 14672,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of the networks and of their training; `steps` are those of the plain recursive network."""
+
+    corpus: str
+    width: int
+    heads: int
+    layers: int
+    context: int
+    batch_size: int
+    steps: int
+    validation_windows: int
+
+
+SHAKESPEARE = "text/tinyshakespeare.txt"
+SETTINGS = {
+    "ci": Setting(SHAKESPEARE, 48, 4, 8, 64, 8, 90, 64),
+    "small": Setting(SHAKESPEARE, 64, 4, 8, 128, 12, 220, 128),
+    "paper": Setting("text/war_and_peace_first_two_thirds.txt", 512, 8, 14, 1024, 32, 1500, 64),
+}
+SERVING = {
+    "ci": {"n_requests": 32, "new_tokens": 12, "repeats": 5},
+    "small": {"n_requests": 64, "new_tokens": 16, "repeats": 5},
+    "paper": {"n_requests": 256, "new_tokens": 64, "repeats": 5, "n_slots": 64},
+}
+
+
+def run(
+    claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
+) -> Result:
+    """Measure one claim of the card; the scalars hold its metric and what every baseline reaches.
+
+    Parameters
+    ----------
+    claim : str
+        Its id on the card.
+    scale : {"ci", "small", "paper"}
+    seed : int
+        Seeds weights, order of the data, and requests.
+    data_dir : path, optional
+        Folder of local data. Default: ``$NATWISE_DATA``.
+    device : str
+        Where networks run.
+    """
+    check_option("claim", claim, list(STUDIES))
+    check_option("scale", scale, list(SETTINGS))
+    with provenance(seed=seed, device=device) as record:
+        arrays, scalars, params = STUDIES[claim](scale, seed, data_dir, device)
+    params = {"scale": scale, **params}
+    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    from matplotlib.figure import Figure
+
+    check_option("claim", claim, list(STUDIES))
+    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = canvas.add_subplot()
+    DRAWINGS[claim](axes, result)
+    return canvas
+
+
+def _published_sizes(recursions: int, layers: int, shared: bool) -> Any:
+    """Return the configuration of the published network with 360 million weights."""
+    from natwise.lm.mixture_of_recursions import MoRConfig
+
+    return MoRConfig(
+        vocab_size=49152, hidden_size=960, intermediate_size=2560, num_attention_heads=15, num_key_value_heads=5,
+        num_hidden_layers=layers, num_recursions=recursions, max_position_embeddings=LONG,
+        kv="share" if shared else "cache", dtype="bfloat16",
+    )  # fmt: skip
+
+
+def _flops(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+    """Compare operations with the steps that the published configurations took for one budget."""
+    from natwise.lm.mixture_of_recursions import MoRForCausalLM
+
+    exact, paper, steps, memory = [], [], [], []
+    for sizes in OFFICIAL_STEPS:
+        config = _published_sizes(*sizes)
+        exact.append(count_flops(config, LONG))
+        paper.append(count_flops(config, LONG, "paper"))
+        steps.append(BUDGET / paper[-1] / TOKENS_PER_STEP)
+        with torch.device("meta"):
+            memory.append(kv_cache_bytes(MoRForCausalLM(config), LONG))
+    official = np.array(list(OFFICIAL_STEPS.values()))
+    arrays = {"exact": np.array(exact), "paper": np.array(paper), "steps": np.array(steps), "official_steps": official}
+    scalars = {
+        "largest_step_error": float(np.abs(arrays["steps"] - official).max()),
+        "sharing_exact": exact[4] / exact[2],
+        "sharing_paper": paper[4] / paper[2],
+        "mor3_over_vanilla": exact[2] / exact[0],
+        "cache_mor3_over_vanilla": memory[2] / memory[0],
+        "cache_shared_over_vanilla": memory[4] / memory[0],
+    }
+    return arrays, scalars, {"sequence_length": LONG}
+
+
+def _calls(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+    return _served(scale, seed, device, 1)
+
+
+def _serving(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+    return _served(scale, seed, device, SERVING[scale]["repeats"])
+
+
+@functools.lru_cache(maxsize=8)
+def _served(scale: str, seed: int, device: str, repeats: int) -> Found:
+    found = serving_benchmark(device=device, random_state=seed, **{**SERVING[scale], "repeats": repeats})
+    scalars = dict(found.scalars)
+    scalars["share_of_limit"] = scalars["calls_ratio"] / scalars["calls_limit"]
+    return dict(found.arrays), scalars, dict(found.params)
+
+
+def _step_time(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+    """Time training steps of equal batches, in turn."""
+    width, layers, rounds, batch = {"ci": (96, 11, 3, 2), "small": (192, 11, 5, 4), "paper": (512, 14, 20, 32)}[scale]
+    setting = Setting("", width, width // 32, layers, 512, batch, 0, 0)
+    lab = _Lab(setting, None, seed, device)
+    models = {name: lab.network(name).train() for name in ("vanilla", "mor")}
+    ids = torch.from_numpy(lab.streams.numpy("ids").integers(N_BYTES, size=(batch, 512))).to(device)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(rounds + 1):
+        for name, model in models.items():
+            model.zero_grad()
+            begin = time.perf_counter()
+            model(input_ids=ids, labels=ids).loss.backward()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if turn:  # the first one warms up
+                seconds[name].append(time.perf_counter() - begin)
+    arrays = {name: np.array(values) for name, values in seconds.items()}
+    ratio = float(np.median(arrays["mor"] / arrays["vanilla"]))
+    flops = count_flops(models["mor"], 512) / count_flops(models["vanilla"], 512)
+    medians = {f"{name}_seconds": float(np.median(values)) for name, values in arrays.items()}
+    return arrays, {"step_time_ratio": ratio, "flops_ratio": flops, **medians}, {"width": width, "layers": layers}
+
+
+def _quality(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+    return _compare(scale, seed, None if data_dir is None else os.fspath(data_dir), device)
+
+
+@functools.lru_cache(maxsize=8)
+def _compare(scale: str, seed: int, data_dir: str | None, device: str) -> Found:
+    """Train the networks of one seed with equal operations; two claims read the same runs."""
+    setting = SETTINGS[scale]
+    lab = _Lab(setting, load_corpus(setting.corpus, data_dir), seed, device)
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, float] = {}
+    flops = {name: count_flops(lab.network(name), setting.context) for name in ("vanilla", "recursive", "mor")}
+    for name, cost in flops.items():
+        steps = round(setting.steps * flops["recursive"] / cost)
+        model, curve = lab.train(name, steps)
+        arrays[f"loss_{name}"] = curve
+        scalars[f"{name}_steps"] = float(steps)
+        if name != "mor":
+            scalars[f"{name}_loss"] = lab.loss(model)
+    scalars |= {"mor_loss": lab.loss(model, selection="top_k"), "mor_causal_loss": lab.loss(model, selection="causal")}
+    health = lab.health(model)
+    arrays["active"] = health.arrays["active"]
+    scalars |= {name: health.scalars[name] for name in ("sampling_accuracy", "dead")}
+    scalars["recursive_minus_mor"] = scalars["recursive_loss"] - scalars["mor_causal_loss"]
+    scalars["vanilla_minus_mor"] = scalars["vanilla_loss"] - scalars["mor_causal_loss"]
+    scalars["causal_gap"] = abs(scalars["mor_causal_loss"] - scalars["mor_loss"])
+    scalars["mor_over_recursive_flops"] = flops["mor"] / flops["recursive"]
+    return arrays, scalars, {"width": setting.width, "context": setting.context, "batch_size": setting.batch_size}
+
+
+class _Lab:
+    """Networks, data and training runs of one seed."""
+
+    def __init__(self, setting: Setting, corpus: Any, seed: int, device: str):
+        self.setting, self.corpus, self.device = setting, corpus, device
+        self.streams = Streams.of(seed).child("mixture_of_recursions")
+
+    def network(self, name: str) -> Any:
+        """Return a fresh network: unrolled layers of their own, shared ones, or shared and routed ones."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from natwise.lm.mixture_of_recursions import MoRConfig, MoRForCausalLM
+
+        one = self.setting
+        sizes: dict[str, Any] = {
+            "vocab_size": N_BYTES, "hidden_size": one.width, "intermediate_size": 8 * one.width // 3,
+            "num_attention_heads": one.heads, "num_hidden_layers": one.layers, "tie_word_embeddings": True,
+            "max_position_embeddings": max(one.context, 512), "use_cache": False,
+        }  # fmt: skip
+        with self.streams.torch_global("weights"):
+            if name == "mor":
+                model: Any = MoRForCausalLM(MoRConfig(**sizes, num_recursions=3, sampling_coef=0.016))
+            else:
+                model = LlamaForCausalLM(LlamaConfig(**sizes))
+        if name == "recursive":
+            _share(model.model.layers, 3)
+        return model.to(self.device)
+
+    def train(self, name: str, steps: int) -> tuple[Any, np.ndarray]:
+        """Return a trained network, and its training losses at ten times."""
+        model, epochs = self.network(name), 10
+        trainer = Trainer(
+            max_epochs=epochs,
+            batch_size=self.setting.batch_size,
+            steps_per_epoch=max(steps // epochs, 1),
+            learning_rate=3e-3 if self.setting.width <= 128 else 1e-3,
+            optimizer=functools.partial(torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1),
+            schedule=_trapezoid,
+            max_grad_norm=1.0,
+            device=self.device,
+            mixed_precision="no" if self.device == "cpu" else "bf16",
+            random_state=self.streams.child("data"),
+        )
+        data = draw_windows(self.corpus.train, self.setting.context)
+        history = trainer.fit(model, lambda net, ids, step: net(input_ids=ids, labels=ids).loss, data)
+        return model.eval(), np.array(history.losses)
+
+    def loss(self, model: Any, **options: Any) -> float:
+        """Return the validation loss in nats per byte."""
+        held = self._held()
+        with torch.no_grad():
+            parts = [model(input_ids=ids, labels=ids, **options) for ids in held.split(32)]
+        return float(np.mean([float(part.loss) for part in parts]))
+
+    def health(self, model: Any) -> Result:
+        """Return the routers' diagnostics on the validation text."""
+        from natwise.lm.mixture_of_recursions import router_diagnostics
+
+        return router_diagnostics(model, self._held().split(32))
+
+    def _held(self) -> torch.Tensor:
+        every = windows(self.corpus.validation, self.setting.context)
+        spread = np.linspace(0, len(every) - 1, min(self.setting.validation_windows, len(every))).astype(int)
+        return every[torch.from_numpy(spread)].to(self.device)
+
+
+def _share(layers: Any, n_loops: int) -> None:
+    """Tie the layers between the first and the last in a cycle, in place."""
+    length = (len(layers) - 2) // n_loops
+    for depth in range(1 + length, len(layers) - 1):
+        source = layers[1 + (depth - 1) % length]
+        for name, parameter in source.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            setattr(layers[depth].get_submodule(owner), leaf, parameter)
+
+
+def _trapezoid(step: int, n_steps: int) -> float:
+    """Return the factor on the learning rate: warm-up in 5 %, constant, down to zero in the last 20 %."""
+    return min(1.0, (step + 1) / (0.05 * n_steps), (n_steps - step) / (0.2 * n_steps))
+
+
+def _draw_flops(axes: Any, result: Result) -> None:
+    names = ["vanilla", "MoR-2", "MoR-3", "MoR-4", "MoR-3 shared KV"]
+    place = np.arange(len(names))
+    axes.bar(place - 0.2, result.arrays["paper"] / 1e8, 0.4, label="paper's convention", color="#999999")
+    axes.bar(
+        place + 0.2, result.arrays["exact"] / 1e8, 0.4, label="exact (grouped heads, output matrix)", color="#0072b2"
+    )
+    axes.set_xticks(place, names)
+    axes.set(ylabel="forward pass (100 million operations per token)")
+    axes.set_ylim(0, result.arrays["exact"].max() / 1e8 * 1.25)
+    axes.legend()
+
+
+def _draw_serving(axes: Any, result: Result) -> None:
+    names = list(WAYS)
+    speeds = [result.arrays[name] for name in names]
+    colours = ["#0072b2" if name == "depthwise_exits" else "#999999" for name in names]
+    axes.bar(range(len(names)), [np.median(one) for one in speeds], color=colours)
+    for place, one in enumerate(speeds):
+        axes.plot([place] * len(one), one, "k.", ms=4)
+    axes.set_xticks(range(len(names)), [name.replace("_", "\nwith ") for name in names])
+    axes.set(ylabel="tokens per second (dots: repeats)")
+
+
+def _draw_calls(axes: Any, result: Result) -> None:
+    calls = [result.scalars[f"calls_{name}"] for name in WAYS]
+    axes.bar(range(len(calls)), calls, color="#0072b2")
+    axes.set_xticks(range(len(calls)), [name.replace("_", "\nwith ") for name in WAYS])
+    axes.set(ylabel="calls of the block")
+
+
+def _draw_times(axes: Any, result: Result) -> None:
+    for name in ("vanilla", "mor"):
+        axes.plot(1 + np.arange(len(result.arrays[name])), result.arrays[name], "o-", label=name, color=COLOURS[name])
+    axes.set(xlabel="repeat", ylabel="training step (seconds)")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _draw_quality(axes: Any, result: Result) -> None:
+    for name in ("vanilla", "recursive", "mor"):
+        curve = result.arrays[f"loss_{name}"]
+        share = np.linspace(1 / len(curve), 1, len(curve))
+        label = f"{name}: {result.scalars[f'{name}_loss']:.3f} on validation"
+        axes.plot(share, curve, color=COLOURS[name], label=label)
+    causal = result.scalars["mor_causal_loss"]
+    axes.axhline(causal, ls=":", color=COLOURS["mor_causal"], label=f"mor, causal: {causal:.3f} on validation")
+    axes.set(xlabel="share of the floating-point operations", ylabel="training loss (nats per byte)")
+    axes.legend()
+
+
+STUDIES: dict[str, Callable[[str, int, Any, str], Found]] = {
+    "published-steps": _flops,
+    "shared-kv-flops": _flops,
+    "block-calls": _calls,
+    "serving-speed": _serving,
+    "step-time": _step_time,
+    "equal-flops": _quality,
+    "causal-gap": _quality,
+}
+DRAWINGS: dict[str, Callable[[Any, Result], None]] = {
+    "published-steps": _draw_flops,
+    "shared-kv-flops": _draw_flops,
+    "block-calls": _draw_calls,
+    "serving-speed": _draw_serving,
+    "step-time": _draw_times,
+    "equal-flops": _draw_quality,
+    "causal-gap": _draw_quality,
+}
