@@ -22,18 +22,18 @@ def uptrain(
         float | None, typer.Option(help="Weight of the losses of exits after earlier loops, such as 0.1.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Sequences per step and process.")] = 16,
-    context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
+    batch: Annotated[str, typer.Option(help="Sequences per step and process x tokens per sequence.")] = "16x512",
     learning_rate: Annotated[float, typer.Option(help="Highest; it falls along a cosine.")] = 2e-4,
     seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
-    """Convert a language model into a recursive one and train it on text; see lm.relaxed_recursive."""
+    """Convert a language model into a recursive one and train it on text, on a GPU where there is one.
+
+    The same command goes on with a run that was interrupted.
+    """
     from natwise.lm.relaxed_recursive._uptrain import Recipe, uptrain_folder
 
-    recipe = Recipe(loops, init, rank, distill, early_exit, steps, batch_size, context, learning_rate, seed, device)
-    before, after = uptrain_folder(model, text, out, recipe, resume=resume)
+    recipe = Recipe(loops, init, rank, distill, early_exit, steps, batch, learning_rate, seed)
+    before, after = uptrain_folder(model, text, out, recipe)
     for exit_name, old, new in zip(after.rows, before.arrays["loss"], after.arrays["loss"], strict=True):
         print(f"{exit_name}: {old:.4f} -> {new:.4f} nats per token")
     print(f"saved: {out}")

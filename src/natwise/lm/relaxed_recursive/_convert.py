@@ -41,71 +41,58 @@ def to_recursive(
     Parameters
     ----------
     model : PreTrainedModel
-        A causal language model of Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3 (text) or GPT-NeoX type, with
-        dense weights; not changed. On the meta device only the structure is converted.
+        A dense causal language model of a type that `RecursiveConfig` lists; on the meta device, only its structure.
     num_loops : int
         How often the shared layers are applied.
     init : {"stepwise", "average", "lower", "upper", "random"}
-        What the shared layers are: source layers at equal distances with the first and the last one, the mean over the
-        depths they serve, the first, the last, or random source layers in their order.
+        What is shared: source layers at equal distances with the first and the last, means over the depths that a layer
+        serves, the first, the last, or random source layers in their order.
     lora_rank : int, optional
-        Rank of a low-rank delta for every linear map at every depth. Default: none, all depths of a layer are equal.
+        Rank of the delta of every linear map at every depth. Default: none, all depths of a layer are equal.
     lora_init : {"svd", "zero"}
-        The truncated singular value decomposition of source minus shared, or a delta that starts as zero. Where
-        nothing is missing, ``svd`` starts from zero, too.
+        The truncated decomposition of source minus shared (zero where nothing is missing), or zero everywhere.
     fold_norms : bool
-        First move norm gains into the linear maps that read them, which changes no output. With deltas of full rank the
-        result then *equals* the source; the paper does not do it, and its models differ by their shared norms. Biases
-        and gains that cannot be moved then stay with every depth.
+        First move norm gains into the linear maps that read them, which changes no output; biases and other gains stay
+        with every depth. With deltas of full rank the result then *equals* the source. The paper does not do it.
     sharing : {"cycle", "sequence", "middle_cycle", "middle_sequence"}
-        The whole block again and again (the paper), each layer several times in a row, or the same with first and last
-        layer left alone.
+        The block again and again (the paper), each layer several times in a row, or so with both end layers alone.
     on_indivisible : {"raise", "drop", "extend"}
-        When the loops do not divide the depth: refuse, drop source layers at equal distances, or use some twice.
+        When loops do not divide the depth: refuse, drop source layers at equal distances, or use some twice.
     random_state : int, Generator or None
         For random layers, deltas that start from zero, and randomised decompositions.
 
     Returns
     -------
     RecursiveForCausalLM
-        With the dtype, device and generation settings of the source. Its ``conversion`` is a `Result` with a row per
-        depth and matrix: ``residual``, Frobenius norm of source minus shared; ``error``, what is left of it after the
-        delta; ``optimum``, the least that a delta of that rank can leave (Eckart-Young); ``rank``. None on the meta
-        device.
+        With dtype, device and generation settings of the source. ``conversion`` is a `Result` with a row per depth and
+        matrix: ``residual``, Frobenius norm of source minus shared; ``error``, what its delta leaves; ``optimum``, the
+        least that one of that ``rank`` can leave (Eckart-Young). None on the meta device.
 
     Raises
     ------
     TypeError, ValueError
-        Before anything is allocated, for a model of another type, with quantised weights or layers that differ, loops
-        that do not divide the depth, a rank below 1 or an unknown option; later for weights that are not finite.
+        Before anything is allocated, but for weights that are not finite.
 
     Notes
     -----
-    Bae et al., Relaxed Recursive Transformers (ICLR 2025), sections 2.2 and 2.3. ``random`` are random *layers*, as in
-    the code published for Mixture-of-Recursions; the paper's random baseline has random weights: build
-    ``RecursiveForCausalLM(model.config)`` for that. That code casts the residual to bfloat16 before it decomposes it;
-    here float32 is the least.
+    Bae et al., Relaxed Recursive Transformers (ICLR 2025), sections 2.2 and 2.3. ``random`` are random *layers*; the
+    paper's baseline has random weights: ``RecursiveForCausalLM(config)``.
     """
     family = _check_model(model)
-    check_option("lora_init", lora_init, LORA_INITS)
-    if not isinstance(fold_norms, bool):
-        raise TypeError(f"fold_norms must be True or False, got {shorten(fold_norms)}")
-    if lora_rank is not None:
-        lora_rank = check_integer("lora_rank", lora_rank, minimum=1)
+    _check_options(lora_rank, lora_init, fold_norms)
     streams = Streams.of(random_state)
     options: dict[str, Any] = {"init": init, "sharing": sharing, "on_indivisible": on_indivisible}
     plan = plan_layers(len(layers_of(model)), num_loops, **options, random_state=streams)
     others = fold_norms and has_other_vectors(_check_foldable(model, family), family)
-    config = _config(model, family, plan, num_loops, sharing, lora_rank, not others)
     with torch.device("meta"):
-        recursive = RecursiveForCausalLM(config)
-        nn.Module.to(recursive, model.dtype)
-    params = {"num_loops": num_loops, **options, "lora_rank": lora_rank, "lora_init": lora_init}
+        recursive = RecursiveForCausalLM(_config(model, plan, num_loops, sharing, lora_rank, not others))
+    nn.Module.to(recursive, model.dtype)
     if model.device.type != "meta":
         with torch.no_grad(), provenance(seed=None) as record:
             conversion = _Conversion(model, recursive, plan, streams, fold_norms, lora_init)
             conversion.run()
-        recursive.conversion = conversion.result({**params, "fold_norms": fold_norms}, record)
+        options |= {"lora_rank": recursive.config.lora_rank, "lora_init": lora_init, "fold_norms": fold_norms}
+        recursive.conversion = conversion.result({"num_loops": recursive.config.num_loops, **options}, record)
     recursive.generation_config = model.generation_config
     return recursive.train(model.training)
 
@@ -228,6 +215,14 @@ def _check_model(model: Any) -> str:
     return family
 
 
+def _check_options(lora_rank: Any, lora_init: Any, fold_norms: Any) -> None:
+    check_option("lora_init", lora_init, LORA_INITS)
+    if not isinstance(fold_norms, bool):
+        raise TypeError(f"fold_norms must be True or False, got {shorten(fold_norms)}")
+    if lora_rank is not None:
+        check_integer("lora_rank", lora_rank, minimum=1)
+
+
 def _check_foldable(model: PreTrainedModel, family: str) -> Tensors:
     """Return the parameters of the first layer, whose norms can be folded."""
     layer = dict(layers_of(model)[0].named_parameters())
@@ -242,7 +237,6 @@ def _check_foldable(model: PreTrainedModel, family: str) -> Tensors:
 
 def _config(
     model: PreTrainedModel,
-    family: str,
     plan: LayerPlan,
     num_loops: int,
     sharing: str,
@@ -257,10 +251,10 @@ def _config(
     fields["num_hidden_layers"] = len(plan.kept)
     config = RecursiveConfig(
         **fields,
-        base_model_type=family,
-        num_loops=num_loops,
+        base_model_type=model.config.model_type,
+        num_loops=int(num_loops),
         sharing=sharing,
-        lora_rank=lora_rank,
+        lora_rank=None if lora_rank is None else int(lora_rank),
         tie_vectors=tie_vectors,
     )
     config._attn_implementation = model.config._attn_implementation

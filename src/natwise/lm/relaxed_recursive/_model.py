@@ -97,6 +97,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         output_exits : bool
             Also return the logits after every loop: final norm and head applied to what the loop returns.
         """
+        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, position_ids)
         if output_exits:
             self.check_exits()
             kwargs["output_hidden_states"] = True
@@ -186,6 +187,13 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _check_length(self, inputs: Any, position_ids: Any) -> None:
+        longest = self.config.max_position_embeddings
+        if position_ids is None and inputs is not None and inputs.shape[1] > longest:
+            raise ValueError(
+                f"input_ids must have at most {longest} tokens, the positions known, got {inputs.shape[1]}"
+            )
 
     def _find_ties(self) -> dict[str, str]:
         ties = {}

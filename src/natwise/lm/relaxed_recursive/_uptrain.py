@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainingArguments
 
 from natwise.core.distillation import KINDS
-from natwise.core.io import check_folder
+from natwise.core.io import check_folder, write_text
 from natwise.core.random import Streams, global_generators_kept
-from natwise.core.validation import check_device, check_integer, check_option, check_real
+from natwise.core.validation import check_integer, check_option, check_real, shorten
 from natwise.datasets.language import N_BYTES, draw_windows, windows
 from natwise.lm.relaxed_recursive._config import RecursiveConfig
 from natwise.lm.relaxed_recursive._convert import to_recursive
@@ -35,22 +39,31 @@ class Recipe:
     distill: str | None
     early_exit: float | None
     steps: int
-    batch_size: int
-    context: int
+    batch: str
     learning_rate: float
     seed: int
-    device: str
 
     def check(self) -> None:
         """Refuse settings that cannot work before anything is read."""
-        for name, least in (("loops", 1), ("steps", 1), ("batch_size", 1), ("context", 2), ("seed", 0)):
+        for name, least in (("loops", 1), ("steps", 1), ("seed", 0)):
             check_integer(name, asdict(self)[name], minimum=least)
+        if not re.fullmatch(r"[1-9]\d*x\d*[1-9]\d*", self.batch) or self.context < 2:
+            raise ValueError(f"batch must be like 16x512, sequences x tokens, got {shorten(self.batch)}")
         check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
-        check_device("device", self.device)
         if self.distill is not None:
             check_option("distill", self.distill, KINDS)
         if self.early_exit is not None:
             check_real("early_exit", self.early_exit, minimum=0.0)
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per step and process."""
+        return int(self.batch.split("x")[0])
+
+    @property
+    def context(self) -> int:
+        """Tokens per sequence."""
+        return int(self.batch.split("x")[1])
 
 
 def uptrain_folder(
@@ -61,10 +74,9 @@ def uptrain_folder(
     Parameters
     ----------
     model, text, out : Path
-        A checkpoint, a text file, and the folder for the result; interrupted runs leave ``checkpoints`` in it.
+        A checkpoint, a text file, and the folder for the result. A run that is interrupted leaves ``checkpoints`` in
+        it, from which the same call goes on.
     recipe : Recipe
-    resume : bool
-        Go on from the last of these.
 
     Returns
     -------
@@ -89,9 +101,10 @@ def uptrain_folder(
     trainer = _trainer(source, recursive, stream[:cut], out, recipe, streams)
     before = evaluate_exits(recursive, held_out)
     with global_generators_kept():
-        trainer.train(resume_from_checkpoint=resume and (out / CHECKPOINTS).is_dir())
+        trainer.train(resume_from_checkpoint=_was_interrupted(out, recipe))
     if trainer.is_world_process_zero():
         recursive.save_pretrained(out)
+        shutil.rmtree(out / CHECKPOINTS)
         if _has_tokenizer(model):
             AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(out)
     return before, evaluate_exits(recursive, held_out)
@@ -115,6 +128,17 @@ def _trainer(
     return trainer
 
 
+def _was_interrupted(out: Path, recipe: Recipe) -> bool:
+    """Say whether there are checkpoints of this very run; refuse those of another, else note what this one is."""
+    note, ours = out / CHECKPOINTS / "recipe.json", json.dumps(asdict(recipe))
+    if not note.is_file():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, ours)
+    elif note.read_text("utf-8") != ours:
+        raise ValueError(f"out must be another folder: {note.parent} holds an interrupted run with other settings")
+    return any(note.parent.glob("checkpoint-*"))
+
+
 def _arguments(out: Path, recipe: Recipe, streams: Streams) -> TrainingArguments:
     return TrainingArguments(
         str(out / CHECKPOINTS),
@@ -127,8 +151,8 @@ def _arguments(out: Path, recipe: Recipe, streams: Streams) -> TrainingArguments
         weight_decay=0.1,
         max_grad_norm=1.0,
         seed=streams.seed("trainer"),
-        use_cpu=recipe.device == "cpu",
-        bf16=recipe.device != "cpu",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
         save_steps=max(recipe.steps // 4, 1),
         save_total_limit=1,
         train_sampling_strategy="sequential",  # the windows are drawn at random
@@ -156,6 +180,8 @@ def _has_tokenizer(model: Path) -> bool:
 
 def _check_length(stream: np.ndarray, context: int, longest: int) -> None:
     if context > longest:
-        raise ValueError(f"context must be at most {longest}, the positions of the model, got {context}")
+        raise ValueError(
+            f"batch must have at most {longest} tokens per sequence, the positions of the model, got {context}"
+        )
     if len(stream) < 10 * context:
-        raise ValueError(f"text must hold at least ten times context={context} tokens, got {len(stream)}")
+        raise ValueError(f"text must hold at least ten times {context} tokens, got {len(stream)}")

@@ -137,8 +137,9 @@ def figure(claim: str, result: Result) -> Figure:
         axes.set(xlabel="published size (billion parameters)", ylabel="size of our models (billion parameters)")
         axes.legend()
     else:
-        axes.plot(result.arrays["x"], result.arrays["y"], marker="o")
+        axes.plot(result.arrays["x"], result.arrays["y"], marker="o", label=result.params["lines"])
         axes.set(xlabel=result.params["xlabel"], ylabel=result.params["ylabel"], yscale=result.params["yscale"])
+        axes.legend()
     return canvas
 
 
@@ -172,7 +173,7 @@ def _exactness(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     arrays = {"x": np.array(ranks), "y": np.array([off[True], off[False]]).T}
     scalars = {"logit_difference": off[True][-1], "not_folded": off[False][-1]}
     labels = {"xlabel": f"rank (full: {width})", "ylabel": "largest difference of logits", "yscale": "log"}
-    return arrays, scalars, labels
+    return arrays, scalars, {**labels, "lines": ["norms folded", "norms shared as they are"]}
 
 
 def _eckart_young(scale: str, seed: int, data_dir: Any, device: str) -> Found:
@@ -188,7 +189,8 @@ def _eckart_young(scale: str, seed: int, data_dir: Any, device: str) -> Found:
             found = low_rank(torch.randn(shape, generator=generator), rank, generator)
             excess[i, j] = found.error / found.optimum - 1
     scalars = {"worst_excess": float(excess.max()), "mean_excess": float(excess.mean())}
-    labels = {"xlabel": "rank", "ylabel": "loss above the optimum (fraction)", "yscale": "linear"}
+    labels: dict[str, Any] = {"xlabel": "rank", "ylabel": "loss above the optimum (fraction)", "yscale": "linear"}
+    labels["lines"] = [f"{rows} x {columns}" for rows, columns in shapes]
     return {"x": np.array(ranks), "y": excess}, scalars, labels
 
 

@@ -137,6 +137,8 @@ def test_exits_are_norm_and_head_after_each_loop():
     middle = to_recursive(source(layers=6), 2, sharing="middle_cycle")
     with pytest.raises(ValueError, match="output_exits needs sharing='cycle'"):
         middle(ids, output_exits=True)
+    with pytest.raises(ValueError, match="input_ids must have at most 64 tokens"):
+        model(torch.zeros(1, 65, dtype=torch.long))
 
 
 def test_new_models_are_random_and_tied():

@@ -178,16 +178,14 @@ def test_command_line(checkpoint, monkeypatch, capsys):
     options = [
         "--steps",
         8,
-        "--context",
-        16,
         "--learning-rate",
         0.02,
         "--rank",
         2,
         "--init",
         "average",
-        "--batch-size",
-        4,
+        "--batch",
+        "4x16",
     ]
     assert run(monkeypatch, *words, *options, "--distill", "forward_kl", "--early-exit", 0.1) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -197,14 +195,14 @@ def test_command_line(checkpoint, monkeypatch, capsys):
         assert after < before
     model = AutoModelForCausalLM.from_pretrained(checkpoint / "out")
     assert (model.config.num_loops, model.config.lora_rank) == (2, 2)
-    assert run(monkeypatch, *words, *options, "--resume") == 0
+    assert not (checkpoint / "out" / "checkpoints").exists()
     for wrong, text in (
         (["--steps", 0], "steps must be >= 1"),
         (["--loops", 3], "num_loops must divide"),
-        (["--context", 64], "context must be at most 32"),
+        (["--batch", "4x64"], "batch must have at most 32"),
+        (["--batch", "16"], "batch must be like 16x512"),
         (["--distill", "kl"], "distill must be one of"),
         (["--init", "first"], "init must be one of"),
-        (["--device", "abacus"], "device must be"),
     ):
         assert run(monkeypatch, *words, *options, *wrong) == 2
         assert text in capsys.readouterr().err
