@@ -88,9 +88,9 @@ def _check_stays(stays: pl.DataFrame) -> None:
     if len(reversed_stays):
         raise ValueError(f"ICUSTAYS.OUTTIME must not be before INTIME, got ICUSTAY_ID {reversed_stays[0]}")
     lengths = stays["LOS"].cast(pl.Float64, strict=False)
-    wrong = stays.filter(stays["LOS"].is_not_null() & (lengths.is_null() | ~lengths.is_finite()))["LOS"]
+    wrong = stays.filter(stays["LOS"].is_not_null() & (lengths.is_null() | ~lengths.is_finite() | (lengths < 0)))["LOS"]
     if len(wrong):
-        raise ValueError(f"ICUSTAYS.LOS must hold numbers of days, got {shorten(wrong[0])}")
+        raise ValueError(f"ICUSTAYS.LOS must hold numbers of days, not below 0, got {shorten(wrong[0])}")
 
 
 def _join(stays: pl.DataFrame, other: pl.DataFrame, table: str, on: list[str]) -> pl.DataFrame:

@@ -45,9 +45,11 @@ def train(
     task: Annotated[str, typer.Argument(help="in_hospital_mortality, decompensation, length_of_stay, ...")],
     data: Annotated[Path, typer.Option(help="What natwise mimic build wrote.")] = Path("out"),
     model: Annotated[str, typer.Option(help="lstm, channel_wise or logistic_regression.")] = "lstm",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training stays. Default: as published.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Units per layer. Default: as published.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Stays per step. Default: as published.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training stays. Default: as published.")
+    ] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Units per layer. Default: as published.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Stays per step. Default: as published.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same network.")] = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,

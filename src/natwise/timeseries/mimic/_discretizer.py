@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from natwise.core.validation import check_array, check_option, check_real
+from natwise.core.validation import check_option, check_real
 from natwise.datasets import mimic3
 
-from ._series import EPS, Series, read_frames, read_table
+from ._series import EPS, Series, check_ends, read_frames, read_table
 
 IMPUTATIONS = ("previous", "normal_value", "next", "zero")
 
@@ -128,10 +128,7 @@ class Discretizer:
             if (series.lengths == 0).any():
                 raise ValueError("end must be given for a stay without rows, got None")
             return series.hours[series.starts[1:] - 1]
-        checked = check_array("end", ends, shape=(series.n_stays,), dtype=np.float64)
-        if (checked < 0).any():
-            raise ValueError(f"end must be >= 0, got {checked.min():g}")
-        return checked
+        return check_ends(series, ends)
 
     def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
         """Put the observations of all stays into their rows, all variables at once, and fill the gaps."""

@@ -59,10 +59,10 @@ def count_by_rule(groups: pl.DataFrame, stays: pl.DataFrame) -> dict[str, int]:
     ``icustay_missing_in_stays``, ``could_not_recover``, ``item_not_mapped``, ``empty_value``, ``empty_charttime``
     and ``kept``. ``no_icustay`` (recovered by its admission) is no drop.
     """
-    keys = stays.select("SUBJECT_ID", "HADM_ID", STAY="ICUSTAY_ID")
-    joined = groups.join(keys, on=["SUBJECT_ID", "HADM_ID"], how="left")
-    matched = joined.filter(pl.col("STAY").is_not_null())
-    kept = matched.filter(pl.col("ICUSTAY_ID").is_null() | (pl.col("ICUSTAY_ID") == pl.col("STAY")))
+    admissions = stays.group_by("SUBJECT_ID", "HADM_ID").agg(STAYS="ICUSTAY_ID")
+    joined = groups.join(admissions, on=["SUBJECT_ID", "HADM_ID"], how="left")
+    matched = joined.filter(pl.col("STAYS").is_not_null())
+    kept = matched.filter(pl.col("ICUSTAY_ID").is_null() | pl.col("STAYS").list.contains(pl.col("ICUSTAY_ID")))
     n, mapped, valued, usable = (int(kept[name].sum()) for name in ("n", "mapped", "valued", "usable"))
     n_events, n_matched = int(joined["n"].sum()), int(matched["n"].sum())
     empty_hadm = int(joined.filter(pl.col("HADM_ID").is_null())["n"].sum())

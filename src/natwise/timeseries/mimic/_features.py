@@ -12,7 +12,7 @@ import numpy as np
 from natwise.core.validation import check_option, check_real
 from natwise.datasets import mimic3
 
-from ._series import EPS, Series, read_frames, read_table
+from ._series import EPS, Series, check_ends, read_frames, read_table
 
 PERIODS = ("all", "first4days", "first8days", "last12hours", "first25percent", "first50percent")
 FUNCTIONS = ("min", "max", "mean", "std", "skew", "len")
@@ -84,7 +84,7 @@ class WindowFeatures:
     def describe(self, series: Series, ends: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
         """Return the features of series that were read before; rows before hour 0 count only without `ends`."""
         if ends is not None:
-            late = series.hours > np.repeat(np.asarray(ends, dtype=np.float64), series.lengths) + EPS
+            late = series.hours > np.repeat(check_ends(series, ends), series.lengths) + EPS
             series = series.chosen((series.hours > -EPS) & ~late)
         hours, values, starts = _segments(series)
         features = np.full((len(starts) - 1, len(WINDOWS), len(FUNCTIONS)), np.nan, dtype=np.float32)

@@ -139,7 +139,7 @@ def read_samples(folder: str | os.PathLike[str], task: str) -> pl.DataFrame:
     check_option("task", task, TASKS)
     path = Path(folder) / f"tasks/{task}.parquet"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no built {task}: run natwise mimic build IN {folder} --task {task}")
+        raise FileNotFoundError(f"{folder} holds no built {task}: run natwise mimic build IN {folder} --tasks {task}")
     return pl.read_parquet(path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -124,6 +124,10 @@ def _hours(column: np.ndarray) -> np.ndarray:
 
 def _objects(frame: Any, stay: str) -> np.ndarray:
     """Return Hours and the 17 variables of a frame as an array of objects (rows, 18)."""
+    if not (hasattr(frame, "columns") or isinstance(frame, Mapping)):
+        raise TypeError(
+            f"frames must hold data frames or mappings of columns, got {type(frame).__name__} as stay {stay}"
+        )
     present = list(frame.columns if hasattr(frame, "columns") else frame)
     missing = [name for name in _NEEDED if name not in present]
     if missing:
@@ -148,6 +152,14 @@ def _check_order(series: Series, locate: Callable[[int], str]) -> None:
         row = int(np.argmax(falls)) + 1
         before, after = series.hours[row - 1 : row + 1]
         raise ValueError(f"frames must be sorted by Hours, got {after:g} after {before:g} in stay {locate(row)}")
+
+
+def check_ends(series: Series, ends: Any) -> np.ndarray:
+    """Return the end of each stay in hours."""
+    checked = check_array("end", ends, shape=(series.n_stays,), dtype=np.float64)
+    if (checked < 0).any():
+        raise ValueError(f"end must be >= 0, got {checked.min():g}")
+    return checked
 
 
 def _encode(variable: mimic3.Variable, column: np.ndarray, locate: Callable[[int], str]) -> np.ndarray:
@@ -180,7 +192,8 @@ class _Codes(dict[Any, float]):
         try:
             values: np.ndarray = column.astype(np.float64)
         except (TypeError, ValueError):  # a text among them, or None
-            return np.array([self[value] for value in column.tolist()], dtype=np.float64)
+            found = (self[value] if isinstance(value, Hashable) else np.inf for value in column.tolist())
+            return np.fromiter(found, np.float64, len(column))
         if self.variable.categories:
             known = np.flatnonzero(~np.isnan(values))
             values[known] = [self[value] for value in values[known].tolist()]

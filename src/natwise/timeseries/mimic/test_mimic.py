@@ -241,6 +241,20 @@ def test_other_hospitals(tmp_path):
     assert pl.read_parquet(tmp_path / "out/timeseries/part-0000.parquet")["Heart Rate"].to_list() == ["80"]
 
 
+def test_two_stays_of_one_admission_are_counted_once(tmp_path):
+    """An event without ICUSTAY_ID may be of both stays, which the times decide; it is one event all the same."""
+    later = "1,10,101,carevue,MICU,MICU,7,7,2150-01-05 00:00:00,2150-01-08 00:00:00,3.0\n"
+    write_tables(tmp_path / "in", [(211, 1, "80", "")], ICUSTAYS=TABLES["ICUSTAYS"] + later)
+    with (tmp_path / "in/CHARTEVENTS.csv").open("a", encoding="utf-8") as file:
+        file.write("1,10,,211,2150-01-06 00:00:00,90,\n1,10,7,211,2150-01-06 00:00:00,91,\n")
+    cohort = CohortRules(one_stay_per_admission=False)
+    result = MimicBenchmark(tmp_path / "in", cohort=cohort).build(tmp_path / "out", ["phenotyping"], export=False)
+    names = ("n_events", "recovered", "icustay_missing_in_stays", "kept")
+    assert [result.scalars[name] for name in names] == [4, 1, 1, 3]
+    series = pl.read_parquet(tmp_path / "out/timeseries/part-0000.parquet").filter(pl.col("EPISODE") == 2)
+    assert set(series.filter(pl.col("Hours") >= 0)["Heart Rate"]) == {"90"}
+
+
 def icustays(**changed):
     header, first, second, _ = TABLES["ICUSTAYS"].split("\n")
     values = dict(zip(header.split(","), first.split(","), strict=True)) | changed
@@ -261,6 +275,7 @@ BAD_TABLES = [
     ({"ICUSTAYS": icustays(OUTTIME="2149-01-01 00:00:00")}, ValueError, "OUTTIME must not be before INTIME"),
     ({"ICUSTAYS": icustays(ICUSTAY_ID="200")}, ValueError, "ICUSTAY_ID must be unique, got 200"),
     ({"ICUSTAYS": icustays(LOS="long")}, ValueError, "ICUSTAYS.LOS"),
+    ({"ICUSTAYS": icustays(LOS="-1")}, ValueError, "ICUSTAYS.LOS must hold numbers of days, not below 0"),
     ({"ICUSTAYS": TABLES["ICUSTAYS"].split("\n")[0] + "\n"}, ValueError, "at least one stay"),
     (
         {"PATIENTS": TABLES["PATIENTS"] + "1,F,2080-01-01 00:00:00,\n"},
