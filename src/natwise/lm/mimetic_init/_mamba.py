@@ -186,6 +186,8 @@ class MambaLM(nn.Module):
     d_model, n_layers : int
     mixer : {Mamba2, Mamba1}
         Class of the layers.
+    tie_embeddings : bool
+        Whether the output matrix is the embedding.
     random_state : int, Generator, RandomState or None
     **options
         For the layers, such as ``d_state``.
@@ -207,6 +209,7 @@ class MambaLM(nn.Module):
         n_layers: int,
         *,
         mixer: type[nn.Module] = Mamba2,
+        tie_embeddings: bool = True,
         random_state: RandomState = None,
         **options: Any,
     ):
@@ -223,6 +226,8 @@ class MambaLM(nn.Module):
             self.embedding = nn.Embedding(vocabulary, d_model)
             nn.init.normal_(self.embedding.weight, std=0.02)
             self.head = nn.Linear(d_model, vocabulary, bias=False)
+        if tie_embeddings:
+            self.head.weight = self.embedding.weight
         with torch.no_grad():
             for layer in layers:
                 layer.out_proj.weight.div_(math.sqrt(n_layers))

@@ -165,8 +165,7 @@ class SaltTrainer(Trainer):
 
     def _report(self, student: torch.Tensor, labels: torch.Tensor, weight: float, total: torch.Tensor) -> None:
         """Log both parts of the loss of this batch, in nats per token, at the steps that are logged."""
-        step, every = self.state.global_step, self.state.logging_steps
-        if not every or (step + 1) % every:
+        if self.args.logging_strategy != "steps" or (self.state.global_step + 1) % self.state.logging_steps:
             return
         with torch.no_grad():
             truth = cross_entropy(student.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
