@@ -128,7 +128,7 @@ class Discretizer:
             if (series.lengths == 0).any():
                 raise ValueError("end must be given for a stay without rows, got None")
             return series.hours[series.starts[1:] - 1]
-        return check_ends(series, ends)
+        return check_ends(series, ends, "end")
 
     def _matrix(self, series: Series, rows: np.ndarray, first_bin: np.ndarray) -> np.ndarray:
         """Put the observations of all stays into their rows, all variables at once, and fill the gaps."""

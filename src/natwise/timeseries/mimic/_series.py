@@ -154,11 +154,11 @@ def _check_order(series: Series, locate: Callable[[int], str]) -> None:
         raise ValueError(f"frames must be sorted by Hours, got {after:g} after {before:g} in stay {locate(row)}")
 
 
-def check_ends(series: Series, ends: Any) -> np.ndarray:
+def check_ends(series: Series, ends: Any, name: str = "ends") -> np.ndarray:
     """Return the end of each stay in hours."""
-    checked = check_array("end", ends, shape=(series.n_stays,), dtype=np.float64)
+    checked = check_array(name, ends, shape=(series.n_stays,), dtype=np.float64)
     if (checked < 0).any():
-        raise ValueError(f"end must be >= 0, got {checked.min():g}")
+        raise ValueError(f"{name} must be >= 0, got {checked.min():g}")
     return checked
 
 

@@ -340,7 +340,7 @@ def test_bad_input():
             ({"frames": [GOOD, np.zeros((2, 18))]}, TypeError, "got ndarray as stay 1"),
             ({"frames": [changed(Heart_Rate=[[1], [2]])]}, ValueError, "a number in Heart Rate"),
             ({"frames": [{**GOOD.to_dict("list"), "pH": [7.4]}]}, ValueError, "one length"),
-            ({"frames": [GOOD], "ends": [1.0, 2.0]}, ValueError, "end must have shape"),
+            ({"frames": [GOOD], "ends": [1.0, 2.0]}, ValueError, "ends must have shape"),
             ({"frames": [GOOD.drop(columns="pH")]}, ValueError, "pH"),
             ({"frames": [changed(Hours=[2.0, 1.0])]}, ValueError, "1 after 2 in stay 0"),
             ({"frames": [changed(Heart_Rate=["80", "fast"])]}, ValueError, "Heart Rate"),
