@@ -210,6 +210,13 @@ def test_randomised_decomposition_is_near_the_optimum(shape):
     assert_allclose(found.error, torch.linalg.matrix_norm(matrix - found.b @ found.a), rtol=1e-5)
 
 
+def test_study_draws_what_it_measured():
+    result = study.run("eckart-young", scale="ci", seed=0)
+    assert 0 <= result.scalars["mean_excess"] <= result.scalars["worst_excess"] <= 0.01
+    (axes,) = study.figure("eckart-young", result).axes
+    assert len(axes.get_lines()) == result.arrays["y"].shape[1]
+
+
 def test_random_layers_follow_the_seed():
     model = source(layers=6)
     first, same, other = (to_recursive(model, 2, "random", random_state=seed) for seed in (0, 0, 3))

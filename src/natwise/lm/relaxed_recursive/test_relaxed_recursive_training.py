@@ -1,7 +1,6 @@
 """Early exits, uptraining with a teacher, and the command line."""
 
 import copy
-import sys
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from numpy.testing import assert_allclose
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainingArguments
 
-from natwise import cli
 from natwise.lm import EarlyExitLoss, UptrainTrainer, evaluate_exits, to_recursive
+from natwise.lm.relaxed_recursive._command import uptrain
 from natwise.lm.relaxed_recursive.test_relaxed_recursive import source
 from natwise.testing import check_bad_input, check_result
 
@@ -155,13 +154,6 @@ def test_bad_exits():
     check_bad_input(evaluate_exits, cases, model=to_recursive(source(), 2), sequences=IDS)
 
 
-def run(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["natwise", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code or 0
-
-
 @pytest.fixture
 def checkpoint(tmp_path):
     config = LlamaConfig(
@@ -173,21 +165,10 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
-def test_command_line(checkpoint, monkeypatch, capsys):
-    words = ["lm", "uptrain", checkpoint / "source", checkpoint / "text.txt", checkpoint / "out"]
-    options = [
-        "--steps",
-        8,
-        "--learning-rate",
-        0.02,
-        "--rank",
-        2,
-        "--init",
-        "average",
-        "--batch",
-        "4x16",
-    ]
-    assert run(monkeypatch, *words, *options, "--distill", "forward_kl", "--early-exit", 0.1) == 0
+def test_command(checkpoint, capsys):
+    files = {"model": checkpoint / "source", "text": checkpoint / "text.txt", "out": checkpoint / "out"}
+    settings = {"steps": 8, "learning_rate": 0.02, "rank": 2, "init": "average", "batch": "4x16"}
+    uptrain(**files, **settings, distill="forward_kl", early_exit=0.1)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     for line in lines[:2]:
@@ -196,16 +177,19 @@ def test_command_line(checkpoint, monkeypatch, capsys):
     model = AutoModelForCausalLM.from_pretrained(checkpoint / "out")
     assert (model.config.num_loops, model.config.lora_rank) == (2, 2)
     assert not (checkpoint / "out" / "checkpoints").exists()
-    for wrong, text in (
-        (["--steps", 0], "steps must be >= 1"),
-        (["--loops", 3], "num_loops must divide"),
-        (["--batch", "4x64"], "batch must have at most 32"),
-        (["--batch", "16"], "batch must be like 16x512"),
-        (["--distill", "kl"], "distill must be one of"),
-        (["--init", "first"], "init must be one of"),
-    ):
-        assert run(monkeypatch, *words, *options, *wrong) == 2
-        assert text in capsys.readouterr().err
-    again = ["lm", "uptrain", checkpoint / "out", checkpoint / "text.txt", checkpoint / "more"]
-    assert run(monkeypatch, *again, *options, "--distill", "jsd") == 2
-    assert run(monkeypatch, "lm", "uptrain", checkpoint, checkpoint / "text.txt", checkpoint / "more") == 2
+    (checkpoint / "other" / "checkpoints").mkdir(parents=True)
+    (checkpoint / "other" / "checkpoints" / "recipe.json").write_text("{}")
+    cases = [
+        ({"steps": 0}, ValueError, ">= 1"),
+        ({"batch": "4x64"}, ValueError, "at most 32"),
+        ({"batch": "16"}, ValueError, "like 16x512"),
+        ({"distill": "kl"}, ValueError, "must be one of"),
+        ({"distill": "jsd", "model": checkpoint / "out"}, ValueError, "not recursive yet"),
+        ({"init": "first"}, ValueError, "must be one of"),
+        ({"model": checkpoint}, ValueError, "no "),
+        ({"text": checkpoint / "none.txt"}, ValueError, "must be a file"),
+        ({"out": checkpoint / "other"}, ValueError, "other settings"),
+    ]
+    check_bad_input(uptrain, cases, **files, **settings)
+    with pytest.raises(ValueError, match="num_loops must divide"):
+        uptrain(**files, **settings, loops=3)
