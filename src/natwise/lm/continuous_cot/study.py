@@ -295,9 +295,9 @@ def _draw_curves(axes: Any, result: Result) -> None:
             axes.fill_between(
                 result.arrays["steps"], curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=COLOURS[name]
             )
-    for k in PASS_KS if "pass_at_k" in result.arrays else ():
-        axes.axhline(result.scalars[f"discrete_pass_at_{k}"], ls=":", lw=1, color=COLOURS["discrete"])
-        axes.text(0, result.scalars[f"discrete_pass_at_{k}"], f"discrete, pass@{k}", fontsize=7, va="bottom")
+    for k, style in ((1, ":"), (16, "--")) if "pass_at_k" in result.arrays else ():
+        value = result.scalars[f"discrete_pass_at_{k}"]
+        axes.axhline(value, ls=style, lw=1, color=COLOURS["discrete"], label=f"discrete, one of {k} sampled")
     axes.set(xlabel="training step", ylabel="share of right answers (validation)", ylim=(0, 1.02))
     axes.legend(loc="lower right")
 

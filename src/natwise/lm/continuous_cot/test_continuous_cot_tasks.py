@@ -24,6 +24,7 @@ from natwise.lm.continuous_cot import (
     study,
     subset_sum_transformer,
 )
+from natwise.lm.continuous_cot._runs import Network
 from natwise.testing import check_bad_input, check_result, same_bits, unchanged
 
 GOLDEN = load_npz(Path(__file__).with_name("golden.npz"))
@@ -296,6 +297,7 @@ def test_study(claim):
 def test_study_of_trained_models(claim, monkeypatch):
     """Everything but the length of the training."""
     monkeypatch.setitem(study.SETTINGS, "ci", study.Setting(2, 1, 20, 16, (8,), 20, (1, 16)))
+    monkeypatch.setattr(study, "Network", lambda *sizes, **options: Network(*sizes, **{**options, "steps": 20}))
     monkeypatch.setattr(study, "GRPO", functools.partial(GRPO, max_iter=3))
     result = study.run(claim, scale="ci", seed=0)
     check_result(result)
