@@ -134,9 +134,10 @@ class Discretizer:
         """Put the observations of all stays into their rows, all variables at once, and fill the gaps."""
         layout, n_rows = _layout(), int(first_bin[-1])
         values = np.full((len(layout.first), n_rows), np.nan)  # a variable is one piece
-        observations = np.ascontiguousarray(series.values.T)
-        variable, event = np.nonzero(~np.isnan(observations))
-        values[variable, rows[event]] = observations[variable, event]  # sorted: the last of a row is written last
+        observations = series.values.T.ravel()
+        observed = np.flatnonzero(~np.isnan(observations))
+        variable, event = np.divmod(observed, max(1, len(rows)))
+        values.ravel()[variable * n_rows + rows[event]] = observations[observed]  # the last of a row is written last
         columns = np.zeros((self.n_columns, n_rows))
         if self.masks:
             columns[-len(values) :] = ~np.isnan(values)

@@ -47,8 +47,10 @@ class Series:
 
     def chosen(self, rows: np.ndarray) -> Series:
         """Return the series with only the rows where `rows` is true."""
+        if rows.all():
+            return self
         starts = np.concatenate([[0], np.cumsum(rows)])[self.starts]
-        return Series(self.hours[rows], self.values[rows], starts)
+        return Series(self.hours[rows], self.values.T[:, rows].T, starts)  # a variable stays one piece of memory
 
 
 def read_frames(frames: Any, stays: Sequence[Any] | None = None) -> Series:
@@ -108,7 +110,7 @@ def _cast(table: Any) -> np.ndarray:
         elif variable.categories:
             column = column.cast(pl.Enum(variable.categories), strict=False).to_physical()
         columns.append(column.cast(pl.Float64, strict=False))
-    array: np.ndarray = table.select(columns).fill_null(np.nan).to_numpy(writable=True)
+    array: np.ndarray = table.select(columns).to_numpy(writable=True)  # a null becomes NaN
     return array
 
 
