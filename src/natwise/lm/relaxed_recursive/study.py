@@ -47,7 +47,7 @@ class Setting:
 
 SHAKESPEARE = "text/tinyshakespeare.txt"
 SETTINGS = {
-    "ci": Setting(SHAKESPEARE, 64, 4, 4, 64, 16, 300, 25, 24, 6, 64),
+    "ci": Setting(SHAKESPEARE, 64, 4, 4, 64, 16, 300, 40, 24, 6, 64),
     "small": Setting(SHAKESPEARE, 96, 6, 4, 128, 16, 900, 100, 32, 8, 128),
     "paper": Setting(
         "text/war_and_peace_first_two_thirds.txt", 512, 12, 8, 512, 64, 3000, 500, 128, 32, 128, 1e-3, 5e-4
