@@ -318,6 +318,7 @@ def _draw_calls(axes: Any, result: Result) -> None:
 def _draw_times(axes: Any, result: Result) -> None:
     for name in ("vanilla", "mor"):
         axes.plot(1 + np.arange(len(result.arrays[name])), result.arrays[name], "o-", label=name, color=COLOURS[name])
+    axes.set_xticks(1 + np.arange(len(result.arrays["mor"])))
     axes.set(xlabel="repeat", ylabel="training step (seconds)")
     axes.set_ylim(bottom=0)
     axes.legend()
