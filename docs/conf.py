@@ -16,7 +16,7 @@ html_theme_options = {"description": "What a model learns from its data, in nats
 autodoc_default_options = {"members": True, "inherited-members": False}
 autodoc_typehints = "none"
 napoleon_use_ivar = True
-suppress_warnings = ["myst.xref_missing", "myst.header"]
+suppress_warnings = ["myst.xref_missing", "myst.header", "ref.python"]  # the last: attributes of one name
 
 _HERE = Path(__file__).parent
 

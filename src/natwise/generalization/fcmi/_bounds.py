@@ -21,7 +21,7 @@ _GRID = 128
 
 
 def fcmi_bound(information: ArrayLike, m: int = 1) -> float:
-    """Return the f-CMI bound on |E gap|: the mean of sqrt(2 I / m).
+    """Return the f-CMI bound on ``|E gap|``: the mean of sqrt(2 I / m).
 
     The formula of e-CMI and of the loss-difference bound too: what differs is whose information goes in.
 
@@ -78,7 +78,7 @@ def pair_squared_bound(information: ArrayLike, n: int, population: bool = False)
 
 
 def single_loss_bound(information: ArrayLike) -> float:
-    """Return Wang and Mao's (ICML 2023) bound on |E gap| from I(one column's loss; S_i): the mean of 2 sqrt(2 I).
+    """Return Wang and Mao's (ICML 2023) bound on ``|E gap|`` from I(one column's loss; S_i): the mean of 2 sqrt(2 I).
 
     Parameters
     ----------

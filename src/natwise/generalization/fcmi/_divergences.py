@@ -27,7 +27,7 @@ def f_information(counts: ArrayLike) -> dict[str, np.ndarray]:
     -------
     dict of ndarray of shape (...)
         ``mi`` sum P log(P / Q); ``chi2`` sum (P - Q)^2 / Q; ``hellinger`` sum (sqrt P - sqrt Q)^2;
-        ``jsd`` sum P log(2P / (P + Q)) + Q log(2Q / (P + Q)); ``tv`` sum |P - Q|. Nats where there are logarithms.
+        ``jsd`` sum P log(2P / (P + Q)) + Q log(2Q / (P + Q)); ``tv`` sum ``|P - Q|``. Nats where there are logarithms.
     """
     counts = check_array("counts", counts, dtype=np.float64)
     if counts.ndim < 2 or (counts < 0).any():
@@ -51,7 +51,7 @@ def f_information(counts: ArrayLike) -> dict[str, np.ndarray]:
 def f_information_bounds(
     divergences: dict[str, ArrayLike], squared_difference: ArrayLike, mean_gap: ArrayLike
 ) -> dict[str, float]:
-    """Return the bounds of Wang and Mao (NeurIPS 2024) on |E gap| from divergences of the loss difference.
+    """Return the bounds of Wang and Mao (NeurIPS 2024) on ``|E gap|`` from divergences of the loss difference.
 
     Parameters
     ----------

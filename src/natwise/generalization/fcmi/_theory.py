@@ -13,7 +13,7 @@ from ._bounds import LOG2, fcmi_bound, kl_inverse
 
 
 def vc_bound(n: int, d: int) -> float:
-    """Return the f-CMI bound on |E gap| of any deterministic binary classifier from a class of VC dimension d.
+    """Return the f-CMI bound on ``|E gap|`` of any deterministic binary classifier from a class of VC dimension d.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def vc_information(n: int, d: int) -> float:
 
 
 def stability_bound(self_stability: float, dimension: int, lipschitz: float = 1.0) -> float:
-    """Return the bound on |E gap| of a deterministic symmetric algorithm that is stable in its predictions.
+    """Return the bound on ``|E gap|`` of a deterministic symmetric algorithm that is stable in its predictions.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def stability_squared_bound(
 
 
 def sgld_bound(n: int, batch_size: int, lr: ArrayLike, beta: ArrayLike, grad_variance: ArrayLike) -> float:
-    """Return the bound of Negrea et al. (NeurIPS 2019) on |E gap| of stochastic gradient Langevin dynamics.
+    """Return the bound of Negrea et al. (NeurIPS 2019) on ``|E gap|`` of stochastic gradient Langevin dynamics.
 
     The square root of ``n / (4 b (n - 1)^2) sum_t lr_t beta_t V_t / 4``, for the update
     ``w <- w - lr grad + sqrt(2 lr / beta) N(0, I)`` with unit normal noise, which `SGLD` takes.

@@ -87,11 +87,11 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         The trained network in float64, in evaluation mode.
     architecture_ : list of dict
         Columns per power of every mixing layer that are not zero; empty for another kind of network.
-    validation_accuracy_ : ndarray of shape (n_iter_,)
+    validation_accuracy_ : ndarray of shape (n_iter,)
         After every step; empty without validation nodes.
     best_step_ : int
         The step (from 0) whose weights are kept.
-    loss_ : ndarray of shape (n_iter_,)
+    loss_ : ndarray of shape (n_iter,)
         Training loss, penalties included but for the group lasso.
     n_iter_ : int
         Steps taken.

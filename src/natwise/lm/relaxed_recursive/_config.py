@@ -17,7 +17,7 @@ _FUSED = "query_key_value"
 
 @strict
 class RecursiveConfig(PreTrainedConfig):
-    r"""Configuration of `RecursiveForCausalLM`.
+    """Configuration of `RecursiveForCausalLM`.
 
     Takes all fields of the vanilla configuration (Llama's, unless `base_model_type` says otherwise) and these:
 
@@ -34,8 +34,7 @@ class RecursiveConfig(PreTrainedConfig):
         query-key-value matrix has 3/2 of it, which costs as much as that rank on each of the three. None: no deltas.
     tie_vectors : bool
         Whether norm gains and biases are shared, too (the paper: yes).
-    transformers_version, architectures, output_hidden_states, return_dict, dtype, chunk_size_feed_forward, \
-    is_encoder_decoder, id2label, label2id, problem_type, kwargs
+    kwargs
         What every transformers configuration has, and the fields of the vanilla one.
 
     Raises

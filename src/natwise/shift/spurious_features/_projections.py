@@ -208,7 +208,7 @@ class INLP(AffineEraser):
     ----------
     components_ : ndarray of shape (n_directions, n_features)
         Orthonormal basis of what was taken out, in the order in which it was found.
-    accuracies_ : ndarray of shape (n_iter_,)
+    accuracies_ : ndarray of shape (n_iter,)
         (Weighted) accuracy of every probe on the rows it was fitted on, before its direction was taken.
     projection_ : ndarray of shape (n_features, n_features)
         Projection on the joint null space of all probes, symmetric and idempotent.

@@ -93,7 +93,7 @@ def length_of_stay_metrics(y_true: Any, y_pred: Any, *, buckets: str = "custom")
     -------
     dict
         ``kappa``, Cohen's with linear weights over the buckets; ``mad``, the mean absolute difference in hours (the
-        published name); ``mse`` in hours squared; ``mape``, 100 * mean |(y - p) / (y + 0.1)|.
+        published name); ``mse`` in hours squared; ``mape``, ``100 * mean |(y - p) / (y + 0.1)|``.
     """
     y_true, y_pred = check_length_of_stay(y_true, y_pred)
     error = y_true - y_pred
