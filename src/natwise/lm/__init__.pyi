@@ -1,8 +1,8 @@
 from .continuous_cot import (
-    ContinuousCoT as ContinuousCoT,
     GRPO as GRPO,
-    GraphQuestions as GraphQuestions,
     MNNS as MNNS,
+    ContinuousCoT as ContinuousCoT,
+    GraphQuestions as GraphQuestions,
     answer_reward as answer_reward,
     coconut_loss as coconut_loss,
     dirichlet_log_ratio as dirichlet_log_ratio,
