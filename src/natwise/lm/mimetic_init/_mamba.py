@@ -254,6 +254,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Return two groups for an optimiser: `weight_decay` for most parameters, none for the marked ones.
 
     Decay rates, step biases and skip weights must not shrink: weight decay would undo `mimetic_init_` bit by bit.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    weight_decay : float
+
+    Returns
+    -------
+    list of dict
+        For the constructor of a torch optimiser. Marked are parameters with an attribute ``_no_weight_decay``.
     """
     marked = [p for p in model.parameters() if getattr(p, "_no_weight_decay", False)]
     others = [p for p in model.parameters() if not getattr(p, "_no_weight_decay", False)]

@@ -84,7 +84,18 @@ def ssd_scan(
 
 
 def ssd_attention_map(dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-    """Return M (batch, heads, time, time) with y_i = sum_j M_ij x_j; arguments as in `ssd_scan`."""
+    """Return the matrix of which `ssd_scan` is the product with x: masked attention with decay.
+
+    Parameters
+    ----------
+    dt, A, B, C : tensor
+        As in `ssd_scan`.
+
+    Returns
+    -------
+    tensor (batch, heads, time, time)
+        M with y_i = sum_j M_ij x_j.
+    """
     heads, groups = dt.shape[2], B.shape[2]
     passed = (dt.double() * A.double()).cumsum(dim=1).transpose(1, 2)
     scores = (C.transpose(1, 2) @ B.transpose(1, 2).mT).repeat_interleave(heads // groups, dim=1)

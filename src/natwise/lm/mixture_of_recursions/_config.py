@@ -19,7 +19,7 @@ ROUTERS = ("linear", "mlp", "wide_mlp")
 
 @strict
 class MoRConfig(LlamaConfig):
-    r"""Configuration of a mixture of recursions; every field of `transformers.LlamaConfig` is one of its own too.
+    """Configuration of a mixture of recursions; every field of `transformers.LlamaConfig` is one of its own too.
 
     Parameters
     ----------
@@ -70,13 +70,16 @@ class MoRConfig(LlamaConfig):
     tie_attention : bool
         False gives every recursion an attention of its own, as an early version of the original code did by mistake.
         Only for loading its weights.
-    vocab_size, hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, hidden_act, \
-    max_position_embeddings, initializer_range, rms_norm_eps, use_cache, pad_token_id, bos_token_id, eos_token_id, \
+    vocab_size, hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, hidden_act
+        As in `transformers.LlamaConfig`, like the next two lines.
+    max_position_embeddings, initializer_range, rms_norm_eps, use_cache, pad_token_id, bos_token_id, eos_token_id
+        Positions, initial weights, norms, cache and special tokens.
     pretraining_tp, tie_word_embeddings, rope_parameters, attention_bias, attention_dropout, mlp_bias
-        As in `transformers.LlamaConfig`.
-    transformers_version, architectures, output_hidden_states, return_dict, dtype, chunk_size_feed_forward, \
+        Embeddings and layers.
+    transformers_version, architectures, output_hidden_states, return_dict, dtype, chunk_size_feed_forward
+        As in `transformers.PreTrainedConfig`, like the next line.
     is_encoder_decoder, id2label, label2id, problem_type
-        As in `transformers.PreTrainedConfig`.
+        Unused here.
 
     Raises
     ------

@@ -34,8 +34,10 @@ class RecursiveConfig(PreTrainedConfig):
         query-key-value matrix has 3/2 of it, which costs as much as that rank on each of the three. None: no deltas.
     tie_vectors : bool
         Whether norm gains and biases are shared, too (the paper: yes).
-    kwargs
-        What every transformers configuration has, and the fields of the vanilla one.
+    transformers_version, architectures, output_hidden_states, return_dict, dtype, chunk_size_feed_forward
+        As in `transformers.PreTrainedConfig`, like the next line.
+    is_encoder_decoder, id2label, label2id, problem_type, kwargs
+        The last are the fields of the vanilla configuration.
 
     Raises
     ------
