@@ -58,9 +58,7 @@ def main():
     """Print time and memory of the three forms, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    n_tokens, width, vocabulary, repeats = (
-        (1024, 64, 8_000, 2) if parser.parse_args().quick else (4096, 128, 32_000, 3)
-    )
+    n_tokens, width, vocabulary, repeats = (1024, 64, 8_000, 2) if parser.parse_args().quick else (4096, 128, 32_000, 3)
     print(f"{n_tokens} tokens, {vocabulary} words, width {width}, one thread; loss and gradient")
     found = {}
     for name in ("plain", "from_logits", "from_hidden"):
