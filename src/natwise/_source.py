@@ -48,5 +48,9 @@ def commit() -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ["git", "--no-optional-locks", "-C", str(root), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
     ).stdout.strip()
