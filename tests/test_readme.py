@@ -10,8 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.S)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.S | re.M)  # language and content
+COMMANDS = [
+    line.split("#")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines() if line.strip()
+]
 
 
 def test_table_of_methods():
@@ -19,7 +21,7 @@ def test_table_of_methods():
 
 
 def test_example(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
