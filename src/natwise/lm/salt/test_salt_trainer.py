@@ -44,7 +44,7 @@ def train(folder, *, teacher=None, kd_steps=2, weight=0.6, options=None, **other
     return model, trainer
 
 
-def same(first, second, tolerance=0.0):
+def assert_same_weights(first, second, tolerance=0.0):
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert_allclose(a.detach(), b.detach(), rtol=0, atol=tolerance)
 
@@ -67,7 +67,7 @@ def test_the_teacher_is_asked_in_the_first_stage_only(tmp_path, teacher):
 def test_without_weight_it_is_the_plain_trainer(tmp_path, setting):
     plain = llama()
     Trainer(plain, arguments(tmp_path), train_dataset=examples()).train()
-    same(train(tmp_path, **setting)[0], plain)
+    assert_same_weights(train(tmp_path, **setting)[0], plain)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.6])
@@ -76,12 +76,12 @@ def test_batches_may_be_accumulated(tmp_path, teacher, weight):
     options = {"optim": "sgd", "learning_rate": 0.5}
     whole = train(tmp_path, teacher=teacher, weight=weight, options=options)[0]
     parts = {**options, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    same(train(tmp_path, teacher=teacher, weight=weight, options=parts)[0], whole, 1e-6)
+    assert_same_weights(train(tmp_path, teacher=teacher, weight=weight, options=parts)[0], whole, 1e-6)
 
 
 def test_loss_from_hidden_states(tmp_path, teacher):
     whole = train(tmp_path, teacher=teacher, kd_steps=6)[0]
-    same(train(tmp_path, teacher=teacher, kd_steps=6, from_hidden=True, chunk_size=5)[0], whole, 1e-5)
+    assert_same_weights(train(tmp_path, teacher=teacher, kd_steps=6, from_hidden=True, chunk_size=5)[0], whole, 1e-5)
     capped = copy.deepcopy(teacher)
     capped.lm_head.register_forward_hook(lambda module, inputs, output: 5 * torch.tanh(output + 1))
     with pytest.raises(ValueError, match="from_hidden needs a teacher"):
@@ -92,7 +92,7 @@ def test_a_stored_teacher_with_all_tokens_is_the_teacher(tmp_path, teacher):
     cache = TeacherCache.build(teacher, IDS, tmp_path / "cache", k=V)
     options = {"optim": "sgd"}  # Adam would magnify that probabilities are stored in half precision
     whole = train(tmp_path, teacher=teacher, options=options)[0]
-    same(train(tmp_path, teacher=cache, options=options)[0], whole, 1e-5)
+    assert_same_weights(train(tmp_path, teacher=cache, options=options)[0], whole, 1e-5)
     with pytest.raises(ValueError, match="index"):
         SaltTrainer(
             llama(), cache, SaltSchedule(6, 2), arguments(tmp_path),
@@ -118,7 +118,7 @@ def test_switch_when_the_student_overtakes(tmp_path, teacher):
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert len(asked) == 2
-    same(resumed.model, trainer.model)
+    assert_same_weights(resumed.model, trainer.model)
 
 
 def test_warns_when_the_student_overtakes(tmp_path, teacher):

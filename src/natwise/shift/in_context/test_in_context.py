@@ -311,7 +311,11 @@ def test_refuses_wrong_models_and_tokens():
 
 
 def test_an_unused_embedding_of_the_original_is_left_out():
-    InContextTransformer.from_official({**WEIGHTS, "_network.wte.weight": np.ones((9, 24))}, n_head=3, rotary_dim=8)
+    unused = {**WEIGHTS, "_network.wte.weight": np.ones((9, 24))}
+    models = [InContextTransformer.from_official(state, n_head=3, rotary_dim=8) for state in (unused, WEIGHTS)]
+    ours, plain = (model.state_dict() for model in models)
+    assert set(ours) == set(plain)
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
 
 
 def test_refuses_wrong_contexts_and_scores():

@@ -43,7 +43,7 @@ def flat(nested):
     return [value for part in nested for value in flat(part)] if isinstance(nested, list) else [nested]
 
 
-def close(actual, expected, tolerance=1e-12):
+def assert_close(actual, expected, tolerance=1e-12):
     np.testing.assert_allclose(flat(actual), flat(expected), rtol=0, atol=tolerance)
 
 
@@ -60,11 +60,11 @@ def draw(seed, n=3, history=4, vocab=30):
 
 def test_forward_of_the_reference():
     output = golden_model()([ATTENTION["days"]])
-    close(output.probability, [ATTENTION["prob"]], 1e-8)
-    close(output.day_attention, [ATTENTION["time_attention"]], 1e-8)
-    close(output.document_attention, [ATTENTION["doc_attention"]], 1e-8)
-    close(output.word_attention, [ATTENTION["word_attention"]], 1e-8)
-    close(output.document_scores, [ATTENTION["document_precursor_score"]], 1e-8)
+    assert_close(output.probability, [ATTENTION["prob"]], 1e-8)
+    assert_close(output.day_attention, [ATTENTION["time_attention"]], 1e-8)
+    assert_close(output.document_attention, [ATTENTION["doc_attention"]], 1e-8)
+    assert_close(output.word_attention, [ATTENTION["word_attention"]], 1e-8)
+    assert_close(output.document_scores, [ATTENTION["document_precursor_score"]], 1e-8)
 
 
 @settings(max_examples=10, deadline=None)
@@ -74,8 +74,8 @@ def test_properties_of_the_model(seed):
     output = model(instances)
     for i, instance in enumerate(instances):
         alone = model([instance])  # a batch is what its instances are alone
-        close(alone.probability, output.probability[i])
-        close(alone.document_scores, [output.document_scores[i]])
+        assert_close(alone.probability, output.probability[i])
+        assert_close(alone.document_scores, [output.document_scores[i]])
         scores = flat(output.document_scores[i])
         if scores:
             assert abs(sum(scores) - 1) < 1e-12
@@ -83,26 +83,26 @@ def test_properties_of_the_model(seed):
             assert (beta > 0) == (len(day) > 0)
             assert all(abs(float(gamma.sum()) - 1) < 1e-12 for gamma in gammas)
     backwards = [[day[::-1] for day in instance] for instance in instances]  # order within a day says nothing
-    close(model(backwards).probability, output.probability)
+    assert_close(model(backwards).probability, output.probability)
     twice = [[[*day, day[0]] if day else [] for day in instance] for instance in instances]
     for day in model(twice).document_attention[0]:  # a document that stands twice shares its attention evenly
         if len(day):
-            close(day[0], day[-1])
+            assert_close(day[0], day[-1])
     longer = model([instances[0], [*instances[1], *instances[2]]])  # padding of days
-    close(longer.probability[0], output.probability[0])
+    assert_close(longer.probability[0], output.probability[0])
 
 
 def test_days_are_read_forward_and_empty_instances_are_finite():
     model, (instance,) = golden_model(), draw(1, n=1)
     changed = [*instance[:3], [[1, 2], [3]]]
     before, after = (model([days]) for days in (instance, changed))
-    close(before.document_attention[0][:3], after.document_attention[0][:3])
+    assert_close(before.document_attention[0][:3], after.document_attention[0][:3])
     weights = [output.day_attention[0][:3] / output.day_attention[0][:3].sum() for output in (before, after)]
-    close(*weights)  # a later day takes attention from the earlier ones alike
+    assert_close(*weights)  # a later day takes attention from the earlier ones alike
     empty = model([[[], [], []]])
     assert 0 < float(empty.probability) < 1
     assert not empty.day_attention[0].any()
-    close(empty.probability, torch.sigmoid(model.output.bias))
+    assert_close(empty.probability, torch.sigmoid(model.output.bias))
     counting = HierarchicalAttentionLSTM(30, 6, 5, counts=True).requires_grad_(False)
     one, two = (float(counting([[[[4, 2]] * n]]).probability) for n in (1, 20))
     assert one != two  # the same mean, but more documents
@@ -117,7 +117,7 @@ def test_vectors_in_the_place_of_words(excerpts):
     assert [len(day) for day in output.document_scores[0]] == [2, 0, 1]
     assert [len(gamma) for gamma in output.word_attention[0][0]] == ([3, 3] if excerpts else [1, 1])
     as_lists = model([[[d.tolist() for d in documents[:2]], [], [torch.from_numpy(documents[2])]]])
-    close(as_lists.probability, output.probability)
+    assert_close(as_lists.probability, output.probability)
     wrong = [np.ones((3, 7)) if excerpts else np.ones(7)]
     check_bad_input(model.forward, [({"instances": [[wrong]]}, ValueError, "shape")])
 
