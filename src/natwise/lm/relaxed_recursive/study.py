@@ -16,6 +16,7 @@ import torch
 from natwise.core.random import Streams, global_generators_kept
 from natwise.core.validation import check_device, check_option
 from natwise.datasets.language import N_BYTES, draw_windows, load_corpus
+from natwise.lm._study import byte_llama, training_arguments, validation_loss
 from natwise.lm.relaxed_recursive import EarlyExitLoss, evaluate_exits
 from natwise.result import Result, provenance
 
@@ -317,10 +318,7 @@ class _Lab:
 
     def loss(self, model: Any) -> float:
         """Return the validation loss in nats per byte."""
-        model.eval()
-        with torch.no_grad():
-            parts = [model(input_ids=ids, labels=ids).loss for ids in self.validation.to(self.device).split(32)]
-        return float(torch.stack(parts).mean())
+        return validation_loss(model, self.validation, batch_size=32)
 
     def uptrain(self, model: Any, data: str, early_exit: EarlyExitLoss | None) -> Any:
         """Return a copy of a model that was trained on."""
@@ -343,39 +341,18 @@ class _Lab:
             trainer.train()
 
     def _arguments(self, folder: str, steps: int, rate: float) -> Any:
-        from transformers import TrainingArguments
-
-        return TrainingArguments(
+        return training_arguments(
             folder,
+            self.device,
             max_steps=steps,
             per_device_train_batch_size=self.setting.batch_size,
             learning_rate=rate,
             lr_scheduler_type="cosine",
             warmup_steps=max(steps // 20, 1),
             adam_beta2=0.95,
-            weight_decay=0.1,
             seed=self.streams.seed("trainer"),
-            bf16=self.device != "cpu",
-            use_cpu=self.device == "cpu",
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            train_sampling_strategy="sequential",  # the windows are drawn at random
-            disable_tqdm=True,
         )
 
 
 def _llama(setting: Setting, layers: int | None = None) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=N_BYTES,
-        hidden_size=setting.width,
-        intermediate_size=8 * setting.width // 3,
-        num_hidden_layers=layers or setting.layers,
-        num_attention_heads=setting.heads,
-        max_position_embeddings=setting.context,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config)
+    return byte_llama(setting.width, layers or setting.layers, setting.heads, setting.context)

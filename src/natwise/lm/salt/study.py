@@ -16,7 +16,8 @@ import torch
 
 from natwise.core.random import Streams, global_generators_kept
 from natwise.core.validation import check_option
-from natwise.datasets.language import N_BYTES, draw_windows, load_corpus
+from natwise.datasets.language import draw_windows, load_corpus
+from natwise.lm._study import byte_llama, training_arguments, validation_loss
 from natwise.lm.salt import SaltSchedule, salt_loss, select_sequences, sequence_scores
 from natwise.result import Result, provenance
 
@@ -234,21 +235,8 @@ class _Lab:
         self.validation = draw_windows(corpus.validation, setting.context + 1)(setting.validation_windows, rng)
 
     def network(self, name: str, size: tuple[int, int, int]) -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        width, layers, heads = size
-        config = LlamaConfig(
-            vocab_size=N_BYTES,
-            hidden_size=width,
-            intermediate_size=8 * (width // 3),
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=self.setting.context + 1,
-            tie_word_embeddings=True,
-            use_cache=False,
-        )
         with self.streams.torch_global(name):
-            return LlamaForCausalLM(config)
+            return byte_llama(*size, self.setting.context + 1, intermediate_size=8 * (size[0] // 3))
 
     def sequences(self, name: str, n: int) -> torch.Tensor:
         """Return windows (n, context + 1) of the training text."""
@@ -276,10 +264,7 @@ class _Lab:
 
     def loss(self, model: Any) -> float:
         """Return the validation loss in nats per byte."""
-        model.eval()
-        with torch.no_grad():
-            parts = [model(input_ids=ids, labels=ids).loss for ids in self.validation.to(model.device).split(64)]
-        return float(torch.stack(parts).mean())
+        return validation_loss(model, self.validation)
 
     def scores(self, model: Any, sequences: torch.Tensor) -> np.ndarray:
         """Return the selection scores of sequences under an early checkpoint."""
@@ -306,26 +291,17 @@ class _Lab:
             trainer.train()
 
     def _arguments(self, folder: str, schedule: SaltSchedule) -> Any:
-        from transformers import TrainingArguments
-
-        return TrainingArguments(
+        return training_arguments(
             folder,
+            self.device,
             max_steps=schedule.total_steps,
             per_device_train_batch_size=self.setting.batch_size,
             learning_rate=self.setting.learning_rate,
-            weight_decay=0.1,
             adam_beta2=0.98,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr_rate": 0.1},
             warmup_steps=max(schedule.total_steps // 16, 1),
             seed=self.streams.seed("trainer"),
-            bf16=self.device != "cpu",
-            use_cpu=self.device == "cpu",
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            train_sampling_strategy="sequential",  # the windows are drawn at random
-            disable_tqdm=True,
         )
 
 
