@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False) if changes else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output."""
+        """Return the output (n, n_out, h / stride, w / stride) for an input (n, n_in, h, w)."""
         return relu(self.second(relu(self.first(x))) + self.shortcut(x))
 
 
