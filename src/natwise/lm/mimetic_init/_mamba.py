@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import pad, rms_norm, silu, softplus
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import conv2d, pad, rms_norm, silu, softplus
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_integer
-from natwise.lm.mimetic_init._scan import linear_recurrence, ssd_attention_map, ssd_scan
+from natwise.lm.mimetic_init._scan import selective_scan, ssd_attention_map, ssd_scan
 
 DT_RANGE = (1e-3, 1e-1)
 DT_FLOOR = 1e-4
@@ -130,8 +131,9 @@ class Mamba1(nn.Module):
 
     Notes
     -----
-    All states, (batch, time, inner width, d_state), are held in memory at once; a kernel that computes them again in
-    the backward pass (mamba_ssm, on a GPU) needs less. Parameters are named as in transformers' ``MambaMixer``.
+    Parameters are named as in transformers' ``MambaMixer``, whose state dict can be loaded. All states, batch x time x
+    inner width x d_state numbers, are held for the backward pass; a kernel that computes them again (mamba_ssm, on a
+    GPU) needs less.
     """
 
     def __init__(
@@ -169,10 +171,7 @@ class Mamba1(nn.Module):
         x = silu(causal_convolution(x, self.conv1d))
         low, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = softplus(self.dt_proj(low))
-        decay = (dt[..., None] * -self.A_log.exp()).exp()  # (batch, time, inner, state)
-        driven = (dt * x)[..., None] * B[:, :, None]
-        states = linear_recurrence(decay, driven, torch.zeros_like(driven[:, 0]))
-        y = (states @ C[..., None])[..., 0] + self.D * x
+        y = selective_scan(x, dt, -self.A_log.exp(), B, C) + self.D * x
         out: torch.Tensor = self.out_proj(y * silu(gate))
         return out
 
@@ -242,12 +241,32 @@ class MambaLM(nn.Module):
 
 def causal_convolution(x: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
     """Return the causal depthwise convolution of (batch, time, channels) with the weights of a `torch.nn.Conv1d`."""
-    taps = conv.weight[:, 0]
-    padded, time = pad(x, (0, 0, taps.shape[1] - 1, 0)), x.shape[1]
-    y = padded[:, :time] * taps[:, 0]
-    for k in range(1, taps.shape[1]):
-        y = torch.addcmul(y, padded[:, k : k + time], taps[:, k])
-    return y if conv.bias is None else y + conv.bias
+    y: torch.Tensor = _CausalConvolution.apply(x, conv.weight[:, 0].to(x.dtype))
+    return y if conv.bias is None else y + conv.bias.to(x.dtype)
+
+
+class _CausalConvolution(torch.autograd.Function):
+    """Channels stay innermost in memory, where torch's own gradient of a depthwise convolution takes twice the time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+        padded = pad(x, (0, 0, taps.shape[1] - 1, 0))
+        ctx.save_for_backward(padded, taps)
+        return _correlate(padded, taps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        padded, taps = ctx.saved_tensors
+        n, time = taps.shape[1], outer.shape[1]
+        to_taps = torch.stack([(padded[:, k : k + time] * outer).sum(dim=(0, 1)) for k in range(n)], dim=1)
+        return _correlate(pad(outer, (0, 0, 0, n - 1)), taps.flip(1)), to_taps
+
+
+def _correlate(padded: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """Return y_t = sum_k taps_k padded_{t+k} of (batch, time + n - 1, channels) with (channels, n)."""
+    y = conv2d(padded.mT[:, :, None], taps[:, None, None], groups=len(taps))
+    return y[:, :, 0].mT
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

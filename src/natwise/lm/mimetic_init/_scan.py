@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,29 +59,12 @@ def ssd_scan(
     """
     size = check_integer("chunk_size", chunk_size, minimum=1)
     _check_shapes(x, dt, A, B, C, initial_state)
-    (batch, time, heads, p), (groups, n) = x.shape, B.shape[2:]
-    size = min(size, time)
-    n_chunks, missing = -(-time // size), -time % size
-    precise = torch.float64  # sums of rates reach thousands, and their differences are what counts
-
-    def chunked(tensor: torch.Tensor) -> torch.Tensor:
-        padded = pad(tensor, (0, 0, 0, 0, 0, missing)) if missing else tensor  # with steps of length zero
-        return padded.view(batch, n_chunks, size, *tensor.shape[2:])
-
-    driven = chunked(x * dt[..., None]).transpose(2, 3).unflatten(2, (groups, -1))  # (b, c, g, h/g, q, p)
-    keys, queries = (chunked(part).transpose(2, 3) for part in (B, C))  # (b, c, g, q, n)
-    rates = chunked((dt.to(precise) * A.to(precise))[..., None])[..., 0]
-    passed = rates.cumsum(dim=2).transpose(2, 3).unflatten(2, (groups, -1))  # (b, c, g, h/g, q)
-    weights = (queries @ keys.mT)[:, :, :, None] * _decays(passed, x.dtype)
-    y = weights @ driven
-    left = (passed[..., -1:] - passed).to(x.dtype).exp()  # decay from each step to the end of its chunk
-    added = (driven * left[..., None]).mT @ keys[:, :, :, None]  # (b, c, g, h/g, p, n)
-    state = x.new_zeros(batch, heads, p, n) if initial_state is None else initial_state.to(x.dtype)
-    before, state = _carry(added, passed[..., -1].exp().to(x.dtype), state.view(batch, groups, -1, p, n))
-    if n_chunks > 1 or initial_state is not None:
-        y = y + (queries[:, :, :, None] @ before.mT) * passed.exp().to(x.dtype)[..., None]
-    y = y.flatten(2, 3).transpose(2, 3).reshape(batch, n_chunks * size, heads, p)
-    return y[:, :time], state.flatten(1, 2)
+    state = None if initial_state is None else initial_state.to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):  # one precision in both directions
+        rates = dt.double() * A.double()  # sums of rates reach thousands, and their differences are what counts
+        driven = (x * dt[..., None]).to(x.dtype)
+        y, final_state = _ChunkedScan.apply(driven, rates, B.to(x.dtype), C.to(x.dtype), state, size)
+    return y, final_state
 
 
 def ssd_attention_map(dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
@@ -99,72 +83,185 @@ def ssd_attention_map(dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: tor
     heads, groups = dt.shape[2], B.shape[2]
     passed = (dt.double() * A.double()).cumsum(dim=1).transpose(1, 2)
     scores = (C.transpose(1, 2) @ B.transpose(1, 2).mT).repeat_interleave(heads // groups, dim=1)
-    return scores * _decays(passed, scores.dtype) * dt.transpose(1, 2)[:, :, None]
+    return scores.tril() * _decays(passed, scores.dtype) * dt.transpose(1, 2)[:, :, None]
 
 
-def linear_recurrence(decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    """Return all states of h_t = decay_t h_{t-1} + inputs_t along dimension 1.
+def selective_scan(
+    x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+) -> torch.Tensor:
+    """Return y_t = h_t C_t of the recurrence of Mamba-1, h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T.
 
     Parameters
     ----------
-    decay, inputs : tensor (batch, time, ...)
-    initial : tensor (batch, ...)
-        h before the first step.
+    x, dt : tensor (batch, time, channels)
+    A : tensor (channels, n)
+    B, C : tensor (batch, time, n)
+
+    Returns
+    -------
+    tensor (batch, time, channels)
 
     Notes
     -----
-    log2(time) passes over the whole tensor instead of `time` small steps; the backward pass is the same recurrence in
-    reverse and stores only the decays and the states.
+    A loop over time, whose steps stay in the cache. Only the states are stored, batch x time x channels x n numbers.
     """
-    states: torch.Tensor = _LinearRecurrence.apply(decay, inputs, initial)
-    return states
+    with torch.autocast(x.device.type, enabled=False):
+        parts = (part.to(dt.dtype) for part in (dt * x, dt, A, B, C))
+        y: torch.Tensor = _SelectiveScan.apply(*parts)
+    return y.to(x.dtype)
 
 
-class _LinearRecurrence(torch.autograd.Function):
+class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-        states = inputs.clone()
-        states[:, 0] += decay[:, 0] * initial
-        _double(decay.clone(), states)
-        ctx.save_for_backward(decay, states, initial)
-        return states
+    def forward(
+        ctx: Any, driven: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+    ) -> torch.Tensor:
+        y, states = torch.empty_like(driven), driven.new_empty(driven.shape[1], len(driven), *A.shape)
+        for t, state in enumerate(states):
+            torch.mul(driven[:, t, :, None], B[:, t, None], out=state)
+            if t:
+                state.addcmul_(_decay_at(t, dt, A), states[t - 1])
+            y[:, t] = (state @ C[:, t, :, None])[..., 0]
+        ctx.save_for_backward(driven, dt, A, B, C, states)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        decay, states, initial = ctx.saved_tensors
-        later = torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], dim=1)
-        through = outer.flip(1).contiguous()
-        _double(later.flip(1), through)
-        through = through.flip(1)
-        earlier = torch.cat([initial[:, None], states[:, :-1]], dim=1)
-        return through * earlier, through, through[:, 0] * decay[:, 0]
+        driven, dt, A, B, C, states = ctx.saved_tensors
+        to_driven, to_dt, to_A, to_B, to_C = (torch.zeros_like(part) for part in (driven, dt, A, B, C))
+        to_state = torch.zeros_like(states[0])
+        for t in reversed(range(len(states))):
+            to_state.addcmul_(outer[:, t, :, None], C[:, t, None])
+            to_C[:, t] = (outer[:, t, None] @ states[t])[:, 0]
+            to_B[:, t] = (driven[:, t, None] @ to_state)[:, 0]
+            to_driven[:, t] = (to_state @ B[:, t, :, None])[..., 0]
+            if t:
+                to_state *= _decay_at(t, dt, A)
+                to_rate = to_state * states[t - 1]  # to dt_t A
+                to_dt[:, t] = (to_rate * A).sum(dim=-1)
+                to_A += to_rate.mul_(dt[:, t, :, None]).sum(dim=0)
+        return to_driven, to_dt, to_A, to_B, to_C
 
 
-def _double(decay: torch.Tensor, states: torch.Tensor) -> None:
-    """Run the recurrence along dimension 1 in place: each pass doubles how far every step has looked back."""
-    step = 1
-    while step < states.shape[1]:
-        states[:, step:] += decay[:, step:] * states[:, :-step]
-        decay[:, step:] = decay[:, step:] * decay[:, :-step]
-        step *= 2
+def _decay_at(t: int, dt: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    return (dt[:, t, :, None] * A).exp_()
+
+
+class _ChunkedScan(torch.autograd.Function):
+    r"""The scan of steps that are already multiplied by dt, with chunks (b, c, g, q, ...) as batches of matrices.
+
+    The heads of a group stand side by side in one matrix wherever they share the other factor, B or C. Backward, no
+    gradient goes through the decays: the gradient of a sum of rates up to step i is that of y_i along y_i less that of
+    the input at i along itself, since both only scale with its exponential.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        driven: torch.Tensor,
+        rates: torch.Tensor,
+        keys: torch.Tensor,
+        queries: torch.Tensor,
+        initial: torch.Tensor | None,
+        size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        (batch, time, heads, p), (groups, n) = driven.shape, keys.shape[2:]
+        size = min(size, time)
+        D, K, Q = (_chunked(part.reshape(batch, time, groups, -1), size) for part in (driven, keys, queries))
+        passed = _chunked(rates.unflatten(2, (groups, -1)), size).cumsum(dim=3)  # (b, c, g, q, h/g)
+        decays = _decays(passed.mT, D.dtype)
+        weights = (Q @ K.mT).tril()[:, :, :, None] * decays
+        y = _side_by_side(weights @ _by_head(D, heads // groups))
+        left = (passed[..., -1:, :] - passed).to(D.dtype).exp()  # decay from each step to the end of its chunk
+        whole, passed = passed[..., -1, :].to(D.dtype).exp(), passed.to(D.dtype).exp()
+        *states, state = _carry(_scaled(D, left).mT @ K, whole, initial)
+        before = None
+        if states:
+            before = _rows(states, groups)
+            reading = slice(int(initial is None), None)
+            y[:, reading] += _scaled(Q[:, reading] @ before.mT, passed[:, reading])
+        y = _unchunked(y, driven.shape)
+        ctx.has_initial = initial is not None
+        ctx.save_for_backward(D, K, Q, decays, weights, left, whole, passed, before, state, y)
+        ctx.set_materialize_grads(False)
+        return y, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor | None, outer_state: torch.Tensor | None) -> tuple[Any, ...]:
+        D, K, Q, decays, weights, left, whole, passed, before, state, y = ctx.saved_tensors
+        outer = torch.zeros_like(y) if outer is None else outer
+        batch, time = y.shape[:2]
+        groups, heads = K.shape[2], whole.shape[-1]  # heads of a group
+        G = _chunked(outer.reshape(batch, time, groups, -1), K.shape[3])
+        G_by_head = _by_head(G, heads)
+        scores = (G_by_head @ _by_head(D, heads).mT).mul_(decays).sum(dim=3).tril()
+        to_D, to_K, to_Q = _side_by_side(weights.mT @ G_by_head), scores.mT @ Q, scores @ K
+        reading = slice(int(not ctx.has_initial), None)  # chunks that read a state
+        reached = _scaled(G[:, reading], passed[:, reading])
+        states = _carry((reached.mT @ Q[:, reading]).flip(1), whole[:, reading].flip(1), outer_state)
+        to_initial = states.pop() if ctx.has_initial else None
+        if before is not None:
+            to_Q[:, reading] += reached @ before
+        if states:  # gradients after each chunk, the last first
+            written = slice(len(states))
+            after = _rows(states[::-1], groups)
+            to_D[:, written] += _scaled(K[:, written] @ after.mT, left[:, written])
+            to_K[:, written] += _scaled(D[:, written], left[:, written]) @ after
+        to_passed = (outer * y).sum(dim=-1) - _unchunked(D * to_D, y.shape).sum(dim=-1)
+        if outer_state is not None:
+            to_passed[:, -1] += (outer_state * state).sum(dim=(-2, -1))
+        to_rates = to_passed.double().flip(1).cumsum(dim=1).flip(1)
+        shape = (batch, time, groups, K.shape[-1])
+        return _unchunked(to_D, y.shape), to_rates, _unchunked(to_K, shape), _unchunked(to_Q, shape), to_initial, None
+
+
+def _chunked(steps: torch.Tensor, size: int) -> torch.Tensor:
+    """Return (batch, time, groups, m) as (batch, chunks, groups, size, m), filled up with zeros."""
+    missing = -steps.shape[1] % size
+    padded = pad(steps, (0, 0, 0, 0, 0, missing)) if missing else steps
+    return padded.unflatten(1, (-1, size)).transpose(2, 3)
+
+
+def _unchunked(chunks: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Undo `_chunked` and any flattening of (batch, time, ...) before it."""
+    return chunks.transpose(2, 3).flatten(1, 2)[:, : shape[1]].reshape(shape)
+
+
+def _by_head(matrices: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return (..., q, heads * p) as (..., heads, q, p)."""
+    return matrices.unflatten(-1, (heads, -1)).transpose(-3, -2).contiguous()
+
+
+def _side_by_side(matrices: torch.Tensor) -> torch.Tensor:
+    """Undo `_by_head`."""
+    return matrices.transpose(-3, -2).flatten(-2)
+
+
+def _scaled(matrices: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Multiply (..., q, heads * p) by a factor for every row and head (..., q, heads)."""
+    return (matrices.unflatten(-1, (factors.shape[-1], -1)) * factors[..., None]).flatten(-2)
 
 
 def _decays(passed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return exp(passed_i - passed_j) for i >= j, else 0, from cumulated rates (..., q), in another precision."""
-    size = passed.shape[-1]
-    future = torch.ones(size, size, dtype=torch.bool, device=passed.device).triu(1)
-    difference = (passed[..., :, None] - passed[..., None, :]).to(dtype)
-    return difference.masked_fill(future, -torch.inf).exp()
+    """Return exp(passed_i - passed_j) for i >= j, else 1, from cumulated rates (..., q), in another precision."""
+    difference = passed[..., :, None] - passed[..., None, :]
+    return difference.to(dtype).clamp_(max=0.0).exp_()
 
 
-def _carry(added: torch.Tensor, decay: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the state before each chunk (b, c, g, h/g, p, n), and the one after the last."""
-    before = []
+def _rows(states: list[torch.Tensor], groups: int) -> torch.Tensor:
+    """Return states (b, h, p, n) in a row as (b, c, g, h/g * p, n)."""
+    return torch.stack(states, dim=1).unflatten(2, (groups, -1)).flatten(3, 4)
+
+
+def _carry(added: torch.Tensor, decay: torch.Tensor, state: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return the states (b, h, p, n) that pass between chunks, from `state` if there is one to that after the last."""
+    states = [] if state is None else [state]
     for chunk in range(added.shape[1]):
-        before.append(state)
-        state = decay[:, chunk, ..., None, None] * state + added[:, chunk]
-    return torch.stack(before, dim=1), state
+        new = added[:, chunk].unflatten(2, (decay.shape[-1], -1)).flatten(1, 2)
+        states.append(new + decay[:, chunk].flatten(1)[..., None, None] * states[-1] if states else new)
+    return states
 
 
 def _check_shapes(x: Any, dt: Any, A: Any, B: Any, C: Any, initial_state: Any) -> None:
