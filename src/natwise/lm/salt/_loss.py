@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
@@ -30,8 +31,8 @@ class DenseTargets:
     inverse_temperature: float
 
     def mixed(self, rows: slice, probabilities: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        target = self.logits[rows].to(probabilities.dtype) * self.inverse_temperature
-        target.sub_(target.amax(dim=-1, keepdim=True)).exp_()
+        target = self.logits[rows].to(probabilities.dtype)
+        target = (target - target.amax(dim=-1, keepdim=True)).mul_(self.inverse_temperature).exp_()
         return target.mul_(weight / target.sum(dim=-1, keepdim=True)), probabilities.new_zeros(())
 
 
@@ -46,8 +47,10 @@ class TopKTargets:
     tokens: torch.Tensor
 
     def mixed(self, rows: slice, probabilities: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        top = weight * self.probabilities[rows].to(probabilities.dtype)
+        top = self.probabilities[rows].to(probabilities.dtype)
         tokens = self.tokens[rows].long()
+        known = top.sum(dim=-1, keepdim=True)  # rounded to half precision: up to about 1e-3 off
+        top = top * (weight / (known if top.shape[-1] == probabilities.shape[-1] else known.clamp_min(1.0)))
         tail = (weight - top.sum(dim=-1, keepdim=True)).clamp_min(0.0)
         others = probabilities.scatter(-1, tokens, 0.0)
         share = others.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(others.dtype).tiny)
@@ -78,12 +81,12 @@ def salt_loss(
 
     Parameters
     ----------
-    student_logits : tensor (..., V)
+    student_logits : tensor or ndarray (..., V)
         Float; half precision is computed in float32.
-    teacher_logits : tensor (..., V) or None
-        No gradient reaches them. They may be None when `weight` is 0.
-    labels : int tensor (...)
-        True next tokens, aligned with the logits (not shifted); -100 marks rows that do not count.
+    teacher_logits : tensor or ndarray (..., V), or None
+        Any float dtype. No gradient reaches them. They may be None when `weight` is 0.
+    labels : int tensor or ndarray (...)
+        True next tokens, aligned with the logits (not shifted); -100 marks rows that do not count, whatever they hold.
     weight : float
         w in [0, 1]; at 0 this is `torch.nn.functional.cross_entropy`, bit for bit.
     inverse_temperature : float
@@ -102,7 +105,7 @@ def salt_loss(
     ------
     TypeError, ValueError
         Naming the argument: for tensors of other kinds or shapes, labels outside the vocabulary, no label that
-        counts, a weight outside [0, 1], a negative inverse temperature, logits that are NaN or infinite.
+        counts, a weight outside [0, 1], a negative inverse temperature, NaN or infinite logits in rows that count.
 
     Notes
     -----
@@ -113,20 +116,26 @@ def salt_loss(
     rho = check_real("inverse_temperature", inverse_temperature, minimum=0.0)
     check_option("reduction", reduction, REDUCTIONS)
     size = check_integer("chunk_size", chunk_size, minimum=1)
+    student_logits, teacher_logits, labels = map(as_tensor, (student_logits, teacher_logits, labels))
     _check_floats("student_logits", student_logits, labels)
-    check_labels(labels, student_logits.shape[-1])
+    labels = check_labels(labels, student_logits.shape[-1])
     student, aligned = student_logits.flatten(0, -2), labels.flatten()
+    if teacher_logits is not None:
+        _check_floats("teacher_logits", teacher_logits, labels)
+        if teacher_logits.shape != student_logits.shape:
+            wanted, got = tuple(student_logits.shape), tuple(teacher_logits.shape)
+            raise ValueError(f"teacher_logits must have the student's shape {wanted} (one vocabulary), got {got}")
     if weight == 0.0:
+        _check_finite("student_logits", student, aligned)
         wide = student if student.dtype == torch.float64 else student.float()
-        return _shaped(cross_entropy(wide, aligned, ignore_index=IGNORED, reduction=reduction), labels, reduction)
-    if teacher_logits is None:
+        losses = cross_entropy(wide, aligned, ignore_index=IGNORED, reduction=reduction)
+    elif teacher_logits is None:
         raise TypeError(f"teacher_logits must be a float tensor when weight is {weight:g}, got None")
-    _check_floats("teacher_logits", teacher_logits, labels)
-    if teacher_logits.shape != student_logits.shape:
-        wanted, got = tuple(student_logits.shape), tuple(teacher_logits.shape)
-        raise ValueError(f"teacher_logits must have the student's shape {wanted} (one vocabulary), got {got}")
-    targets = DenseTargets(teacher_logits.detach().flatten(0, -2), rho)
-    return _shaped(mixed_cross_entropy(student, targets, aligned, weight, reduction, size), labels, reduction)
+    else:
+        targets = DenseTargets(teacher_logits.detach().flatten(0, -2), rho)
+        _check_finite("teacher_logits", targets.logits, aligned)
+        losses = mixed_cross_entropy(student, targets, aligned, weight, reduction, size)
+    return losses.view(labels.shape) if reduction == "none" else losses
 
 
 def linear_salt_loss(
@@ -171,7 +180,7 @@ def linear_salt_loss(
     if len(student_weight) != len(teacher_weight):
         sizes = f"{len(teacher_weight)} and {len(student_weight)} rows"
         raise ValueError(f"teacher_weight and student_weight must share one vocabulary, got {sizes}")
-    check_labels(labels, len(student_weight))
+    labels = check_labels(labels, len(student_weight))
     keep = (labels != IGNORED).flatten()
     hidden, taught = student_hidden.flatten(0, -2)[keep], teacher_hidden.detach().flatten(0, -2)[keep]
     teacher = (taught, teacher_weight.detach(), rho)
@@ -185,6 +194,7 @@ def mixed_cross_entropy(
     student: torch.Tensor, targets: SoftTargets, labels: torch.Tensor, weight: float, reduction: str, chunk_size: int
 ) -> torch.Tensor:
     """Return the loss of student logits (n, V) towards any soft targets; labels (n,) as in `salt_loss`."""
+    _check_finite("student_logits", student, labels)
     rows: torch.Tensor = _MixedCrossEntropy.apply(student, targets, labels, weight, chunk_size)
     if reduction == "none":
         return rows
@@ -192,16 +202,23 @@ def mixed_cross_entropy(
     return total if reduction == "sum" else total / (labels != IGNORED).sum()
 
 
-def check_labels(labels: Any, n_tokens: int) -> None:
-    """Refuse labels that are no integers, not in [0, n_tokens) or -100, or all -100."""
-    if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
+def as_tensor(value: Any) -> Any:
+    """Return a NumPy array of numbers as a tensor of its own; anything else as it is."""
+    return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
+
+
+def check_labels(labels: Any, n_tokens: int) -> torch.Tensor:
+    """Return labels as int64; refuse what is no integer, not in [0, n_tokens) or -100, or all -100."""
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be an integer tensor, got {_kind(labels)}")
+    labels = labels.long()
     counted = labels[labels != IGNORED]
     if not len(counted):
         raise ValueError(f"labels must hold a token that counts, got only {IGNORED}")
     low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= n_tokens:
         raise ValueError(f"labels must lie in [0, {n_tokens}) or be {IGNORED}, got {low} to {high}")
+    return labels
 
 
 def _chunk_loss(
@@ -231,7 +248,6 @@ class _MixedCrossEntropy(torch.autograd.Function):
         for rows in _slices(len(logits), chunk_size):
             losses[rows] = _chunk_loss(logits[rows].to(losses.dtype), targets, rows, labels[rows], weight)[0]
         losses = torch.where(labels != IGNORED, losses, 0.0)
-        _refuse_infinite(losses)
         ctx.save_for_backward(logits, labels)
         ctx.setting = targets, weight, chunk_size
         return losses
@@ -241,11 +257,11 @@ class _MixedCrossEntropy(torch.autograd.Function):
     def backward(ctx, outer):
         logits, labels = ctx.saved_tensors
         targets, weight, chunk_size = ctx.setting
-        outer = torch.where(labels != IGNORED, outer, 0.0)
         gradient = torch.empty_like(logits)
         for rows in _slices(len(logits), chunk_size):
             wide = logits[rows].to(outer.dtype)
             gradient[rows] = _chunk_loss(wide, targets, rows, labels[rows], weight)[1].mul_(outer[rows, None])
+        gradient[labels == IGNORED] = 0.0  # zero times what was never looked at may be NaN
         return gradient, None, None, None, None
 
 
@@ -269,7 +285,8 @@ class _LinearMixedCrossEntropy(torch.autograd.Function):
                 by_hidden[rows] = gradient @ matrix
             if by_matrix is not None:
                 by_matrix += gradient.T @ hidden[rows]
-        _refuse_infinite(total)
+        if not torch.isfinite(total):
+            raise ValueError("student_hidden, teacher_hidden and weights must be finite, got NaN or infinity")
         ctx.save_for_backward(by_hidden, None if by_matrix is None else by_matrix.to(matrix.dtype))
         return total
 
@@ -285,14 +302,11 @@ def _slices(n: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
-def _shaped(losses: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
-    _refuse_infinite(losses)
-    return losses.view(labels.shape) if reduction == "none" else losses
-
-
-def _refuse_infinite(losses: torch.Tensor) -> None:
-    if not torch.isfinite(losses.detach()).all():
-        raise ValueError("student_logits and teacher_logits must be finite, got NaN or infinity")
+def _check_finite(name: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Look at the extremes of the rows that count; no array of the size of the logits is made."""
+    extremes = torch.stack(torch.aminmax(logits.detach(), dim=-1))[:, labels != IGNORED]
+    if not torch.isfinite(extremes).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
 def _check_floats(name: str, value: Any, labels: Any) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from natwise.core.validation import check_array, check_integer, check_real
-from natwise.lm.salt._loss import IGNORED, check_labels
+from natwise.lm.salt._loss import IGNORED, as_tensor, check_labels
 
 
-def sequence_scores(logits: torch.Tensor, labels: torch.Tensor, k: int = 10) -> torch.Tensor:
+def sequence_scores(logits: Any, labels: Any, k: int = 10) -> Any:
     r"""Median of the token losses, where tokens outside the model's k most likely ones count as 0 (Eq. 10).
 
     .. math:: S_k(x) = median_i\; 1[x_i \in top_k P(\cdot | x_{<i})]\, (-\log P(x_i | x_{<i}))
@@ -21,15 +21,15 @@ def sequence_scores(logits: torch.Tensor, labels: torch.Tensor, k: int = 10) -> 
 
     Parameters
     ----------
-    logits : tensor (n, t, V)
-    labels : int tensor (n, t)
+    logits : tensor or ndarray (n, t, V)
+    labels : int tensor or ndarray (n, t)
         True next tokens, aligned with the logits; -100 marks tokens that do not count, in the median neither.
     k : int
         From 1 to V. A token whose probability ties with the k-th counts as inside.
 
     Returns
     -------
-    tensor (n,), float64
+    tensor (n,), float64 (ndarray for an ndarray)
         Nats. For an even number of tokens the mean of the two middle values (`numpy.median`; `torch.median` would
         return the lower). Larger is to be chosen first.
 
@@ -39,18 +39,21 @@ def sequence_scores(logits: torch.Tensor, labels: torch.Tensor, k: int = 10) -> 
         For other shapes or dtypes, k outside [1, V], logits that are not finite, or a sequence without a token that
         counts.
     """
+    given = logits
+    logits, labels = as_tensor(logits), as_tensor(labels)
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
         raise TypeError(f"logits must be a float tensor, got {type(logits).__name__}")
     if logits.ndim != 3 or not logits.numel():
         raise ValueError(f"logits must have shape (n, t, V), got {tuple(logits.shape)}")
     k = check_integer("k", k, minimum=1, maximum=logits.shape[-1])
-    check_labels(labels, logits.shape[-1])
+    labels = check_labels(labels, logits.shape[-1])
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}")
     counted = labels != IGNORED
     if not counted.any(dim=1).all():
         raise ValueError(f"labels must hold a token that counts in every sequence, got a row of {IGNORED}")
-    return torch.stack([_score(*row, k) for row in zip(logits.detach(), labels, counted, strict=True)])
+    scores = torch.stack([_score(*row, k) for row in zip(logits.detach(), labels, counted, strict=True)])
+    return scores.numpy() if isinstance(given, np.ndarray) else scores
 
 
 def select_sequences(scores: Any, keep: int | float) -> np.ndarray:
@@ -75,7 +78,7 @@ def select_sequences(scores: Any, keep: int | float) -> np.ndarray:
 
 
 def _score(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor, k: int) -> torch.Tensor:
-    logits, truth = logits[counted].double(), labels[counted].long()[:, None]
+    logits, truth = logits[counted].double(), labels[counted][:, None]
     if not torch.isfinite(logits).all():
         raise ValueError("logits must be finite, got NaN or infinity")
     own = logits.gather(-1, truth)[:, 0]

@@ -56,10 +56,9 @@ class SaltTrainer(Trainer):
     Raises
     ------
     TypeError, ValueError
-        For a missing teacher, another vocabulary, or a schedule of another length than ``args.max_steps``.
+        For a missing teacher, another vocabulary, or a schedule of another length than the run; in training, for
+        logits that are not finite, and examples without ``labels`` (or ``index``, with a cache).
     """
-
-    loss_is_scaled_for_ga = None
 
     def __init__(
         self,
@@ -109,12 +108,17 @@ class SaltTrainer(Trainer):
         """Return the loss of a batch; see the class."""
         index = inputs.pop("index", None)
         weight = self.teacher_weight() if model.training else 0.0
+        if model.training and 0 < self.state.max_steps != self.schedule.total_steps:
+            steps = self.state.max_steps
+            raise ValueError(f"schedule must have the run's {steps} steps, got {self.schedule.total_steps}")
         if weight == 0.0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][:, 1:].contiguous()
+        if "labels" not in inputs:
+            raise ValueError(f"train_dataset must give labels, got {', '.join(inputs)}")
+        labels = inputs["labels"][:, 1:].long().contiguous()
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs, total = self._mixed_loss(model, inputs, labels, weight, index)
-        counted = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        counted = (labels != IGNORED).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
         loss = total / counted
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
@@ -130,10 +134,13 @@ class SaltTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, weight: float, index: torch.Tensor | None
     ) -> tuple[Any, torch.Tensor]:
         """Return the student's outputs, and the sum of the loss over the tokens of a batch."""
-        if self._from_hidden:
+        counts = bool((labels != IGNORED).any())
+        if self._from_hidden and counts:
             return None, self._hidden_loss(model, inputs, labels, weight)
         outputs = model(**inputs)
         student = outputs.logits[:, :-1]
+        if not counts:  # a part of an accumulated batch may be all padding
+            return outputs, 0.0 * student.sum()
         if isinstance(self.teacher, TeacherCache):
             if index is None:
                 raise ValueError("train_dataset must give the number of each sequence in the cache as index, got none")
@@ -210,8 +217,12 @@ def _last_hidden(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torc
 
 
 def _check_head(name: str, model: nn.Module, inputs: dict[str, Any]) -> None:
+    mode = model.training
+    model.eval()  # two passes that are to agree: without dropout
     hidden, matrix = _last_hidden(model, inputs)
-    if not torch.allclose(hidden @ matrix.T, model(**inputs).logits, rtol=1e-3, atol=1e-3):
+    agree = torch.allclose(hidden @ matrix.T, model(**inputs).logits, rtol=1e-3, atol=1e-3)
+    model.train(mode)
+    if not agree:
         raise ValueError(f"from_hidden needs a {name} whose logits are hidden states times output matrix, got others")
 
 

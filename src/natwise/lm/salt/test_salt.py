@@ -99,13 +99,35 @@ def test_weight_zero_is_cross_entropy_bit_for_bit():
     assert torch.equal(*(torch.autograd.grad(loss, student)[0] for loss in (ours, theirs)))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_other_kinds_of_input(weight):
+    """Small integers, arrays and half precision; rows that do not count may hold anything."""
+    student, teacher, labels = problem()
+    base, scores = salt_loss(student, teacher, labels, weight), sequence_scores(student, labels, 3)
+    assert torch.equal(salt_loss(student, teacher, labels.to(torch.int16), weight), base)
+    arrays = student.numpy(), teacher.numpy(), labels.numpy()
+    assert torch.equal(salt_loss(*arrays, weight), base)
+    assert_allclose(sequence_scores(arrays[0], arrays[2], 3), scores)
+    halved = salt_loss(student.bfloat16(), teacher.half(), labels, weight)
+    assert halved.dtype == torch.float32
+    assert_allclose(halved, salt_loss(student.bfloat16().double(), teacher.half(), labels, weight), rtol=1e-6)
+    hidden = student.masked_fill((labels == -100)[..., None], torch.nan).requires_grad_(weight > 0)
+    loss = salt_loss(hidden, teacher, labels, weight)
+    assert_allclose(loss.detach(), base)
+    if weight:
+        gradient = torch.autograd.grad(loss, hidden)[0]
+        assert torch.isfinite(gradient).all()
+        assert not gradient[0, :2].any()
+
+
 def test_limits():
     student, teacher, labels = problem(masked=False)
     own = torch.log_softmax(student, -1)
     uniform = salt_loss(student, teacher, labels, 1.0, 0.0, reduction="none")
     assert_allclose(uniform, -own.mean(-1))
-    sharp = salt_loss(student, teacher, labels, 1.0, 1e6, reduction="none")
-    assert_allclose(sharp, -own.gather(-1, teacher.argmax(-1, keepdim=True))[..., 0])
+    for rho in (1e6, 1e308):
+        sharp = salt_loss(student, teacher, labels, 1.0, rho, reduction="none")
+        assert_allclose(sharp, -own.gather(-1, teacher.argmax(-1, keepdim=True))[..., 0])
     same = student.clone().requires_grad_()
     loss = salt_loss(same, student, labels, 1.0)
     assert_allclose(loss.detach(), -(own.exp() * own).sum(-1).mean())  # the student's entropy
@@ -207,6 +229,16 @@ def test_scores():
     np.testing.assert_array_equal(select_sequences([0.1, 3.0, 0.0, 3.0], 0.25), [1])
 
 
+@pytest.mark.parametrize("k", [3, 7])
+def test_rounded_top_k_targets_are_distributions(k):
+    """Half precision makes the stored probabilities sum to more or less than 1; a shift must not show it."""
+    student, teacher, labels = (part.flatten(0, 1) for part in problem(t=50, masked=False))
+    top = torch.softmax(4 * teacher, -1).topk(k)
+    targets = TopKTargets(top.values.half(), top.indices.int())
+    losses = [mixed_cross_entropy(student + shift, targets, labels, 0.6, "none", 64) for shift in (0.0, 1000.0)]
+    assert_allclose(*losses, rtol=0, atol=1e-9)
+
+
 class Bigram(torch.nn.Module):
     """A teacher that remembers how often it was asked."""
 
@@ -245,13 +277,17 @@ def test_cache_gives_what_the_teacher_said(tmp_path, monkeypatch):
 
 NAN = STUDENT.clone()
 NAN[0, 0, 0] = torch.nan
+INFINITE = STUDENT.clone()
+INFINITE[0, 0, 0] = -torch.inf
 HIDDEN = torch.ones(9, 4)
 
 BAD_LOSS = [
     ({"teacher_logits": TEACHER[..., :-1]}, ValueError, "(3, 9, 12)"),
     ({"teacher_logits": None}, TypeError, "None"),
     ({"teacher_logits": NAN}, ValueError, "NaN"),
-    ({"student_logits": NAN}, ValueError, "NaN"),
+    ({"teacher_logits": INFINITE}, ValueError, "teacher_logits must be finite"),
+    ({"teacher_logits": TEACHER[..., :-1], "weight": 0.0}, ValueError, "(3, 9, 12)"),
+    ({"student_logits": NAN}, ValueError, "student_logits must be finite"),
     ({"student_logits": NAN, "weight": 0.0}, ValueError, "NaN"),
     ({"student_logits": LABELS}, TypeError, "int64"),
     ({"weight": 1.5}, ValueError, "1.5"),
@@ -261,6 +297,7 @@ BAD_LOSS = [
     ({"labels": LABELS + 13}, ValueError, "[0, 13)"),
     ({"labels": LABELS[:, :-1]}, ValueError, "(3, 8)"),
     ({"labels": LABELS.double()}, TypeError, "float64"),
+    ({"labels": LABELS > 3}, TypeError, "bool"),
     ({"reduction": "median"}, ValueError, "median"),
     ({"chunk_size": 0}, ValueError, "0"),
 ]
@@ -269,6 +306,7 @@ BAD_LINEAR = [
     ({"teacher_weight": torch.ones(12, 4)}, ValueError, "12"),
     ({"reduction": "none"}, ValueError, "none"),
     ({"student_hidden": HIDDEN[:5]}, ValueError, "(5, 4)"),
+    ({"teacher_hidden": torch.full((9, 4), torch.inf)}, ValueError, "infinity"),
 ]
 BAD_SCORES = [
     ({"k": 0}, ValueError, "0"),

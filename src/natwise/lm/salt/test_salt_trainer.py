@@ -79,6 +79,38 @@ def test_batches_may_be_accumulated(tmp_path, teacher, weight):
     assert_same_weights(train(tmp_path, teacher=teacher, weight=weight, options=parts)[0], whole, 1e-6)
 
 
+def test_a_part_of_a_batch_may_be_all_padding(tmp_path, teacher):
+    rows = examples(masked=1)
+    rows[1]["labels"] = torch.full((T,), -100)
+    trained = []
+    for parts in ({}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}):
+        options = arguments(tmp_path, optim="sgd", train_sampling_strategy="sequential", max_steps=1, **parts)
+        trained.append(SaltTrainer(llama(), teacher, SaltSchedule(1, 1), options, rows))
+        trained[-1].train()
+    assert_same_weights(*(trainer.model for trainer in trained), 1e-6)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_goes_on_after_an_interruption(tmp_path, teacher, step):
+    """From a checkpoint of either stage; the teacher is asked for what is left of its stage."""
+    options = {"save_strategy": "steps", "save_steps": 2}
+    whole = train(tmp_path, teacher=teacher, kd_steps=3, options=options)[0]
+    asked = []
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    again = SaltTrainer(llama(), teacher, SaltSchedule(6, 3, 0.6), arguments(tmp_path, **options), examples())
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert_same_weights(again.model, whole)
+    assert len(asked) == max(3 - step, 0)
+
+
+def test_what_shows_only_in_training(tmp_path, teacher):
+    options = arguments(tmp_path, max_steps=-1, num_train_epochs=1)
+    with pytest.raises(ValueError, match="the run's 6 steps, got 7"):
+        SaltTrainer(llama(), teacher, SaltSchedule(7, 2), options, examples()).train()
+    with pytest.raises(ValueError, match="must give labels"):
+        SaltTrainer(llama(), teacher, SaltSchedule(6, 2), arguments(tmp_path), [{"input_ids": i} for i in IDS]).train()
+
+
 def test_loss_from_hidden_states(tmp_path, teacher):
     whole = train(tmp_path, teacher=teacher, kd_steps=6)[0]
     assert_same_weights(train(tmp_path, teacher=teacher, kd_steps=6, from_hidden=True, chunk_size=5)[0], whole, 1e-5)
