@@ -11,8 +11,8 @@ START, END = "<!-- methods: written by `python docs/method_table.py --write` -->
 
 def table() -> str:
     """Return a Markdown row for every card."""
-    rows = ["| method | what it answers | state |", "|---|---|---|"]
-    rows += [f"| `{card.key}` {card.title} | {card.summary} | {card.state} |" for card in registry.cards()]
+    rows = ["| method | what it answers | extra |", "|---|---|---|"]
+    rows += [f"| `{card.key}` {card.title} | {card.summary} | {', '.join(card.extras)} |" for card in registry.cards()]
     return "\n".join(rows)
 
 

@@ -81,6 +81,10 @@ def test_gallery_tells_what_was_missed_and_what_was_not_run(claims, tmp_path):
     assert "<svg" in page
     assert "needs &lt;a file&gt;" in page
     assert "<script" not in page
+    assert "Claims: 2, of methods: 1. 1 missed, 1 not run." in page
+    assert page.count("<article") == 1
+    assert 'data-verdict="not run"' in page
+    assert card.venue in page
 
 
 def test_a_missing_data_file_is_said(tmp_path):
@@ -126,10 +130,11 @@ def test_an_unreadable_expectation_is_refused(claims):
 
 def test_kill_and_resume(tmp_path):
     """SIGKILL after the first result: the second run keeps it and finishes the rest."""
-    ids = [claim.id for claim in registry.card(KEY).claims if "ci" in claim.scale]
-    command = [sys.executable, "-m", "natwise", "reproduce", KEY, "--out", str(tmp_path)]
+    key = "generalization.samplewise_limits"  # its claims take a second each
+    ids = [claim.id for claim in registry.card(key).claims if "ci" in claim.scale]
+    command = [sys.executable, "-m", "natwise", "reproduce", key, "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = tmp_path / KEY / f"{ids[0]}.safetensors"
+    first = tmp_path / key / f"{ids[0]}.safetensors"
     while not first.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -77,7 +77,7 @@ def audit(
 def reproduce(
     context: typer.Context,
     key: Annotated[str | None, typer.Argument(help="A method, as room.method.", show_default=False)] = None,
-    all_methods: Annotated[bool, typer.Option("--all", help="Every method that is built.")] = False,
+    all_methods: Annotated[bool, typer.Option("--all", help="Every method.")] = False,
     claim: Annotated[str | None, typer.Option(help="Only this claim.")] = None,
     scale: Annotated[str, typer.Option(help="ci (a minute), small (ten minutes) or paper (a GPU).")] = "ci",
     seed: Annotated[int, typer.Option(help="The seed of every study.")] = 0,
@@ -96,13 +96,17 @@ def reproduce(
     runs = reproduction.measure(
         claims, out=out, scale=scale, seed=seed, device=device, resume=resume, raise_errors=context.obj
     )
-    with progress(len(claims)) as report:
-        report(0, "measuring")
-        for measurement in runs:
-            print(measurement, flush=True)
-            measured.append(measurement)
+    try:
+        with progress(len(claims)) as report:
+            report(0, "measuring")
+            for measurement in runs:
+                print(measurement, flush=True)
+                measured.append(measurement)
+                reproduction.write_table(out, measured)
+                report(len(measured), measurement.claim.id)
+    finally:
+        if measured:
             reproduction.write_gallery(out, measured)
-            report(len(measured), measurement.claim.id)
     print(f"gallery: {out / 'index.html'}")
     verdicts = {measurement.verdict for measurement in measured}
     if verdicts == {reproduction.NOT_RUN}:
@@ -141,19 +145,15 @@ def show(
 
     card = registry.card(key)
     if bibtex:
-        if not card.paper.get("bibtex"):
-            raise ValueError(f"{key} is announced but not built yet; it has no BibTeX entry")
         print(card.paper["bibtex"].strip())
         return
     print(f"{card.title} ({card.key}, {card.state})\n{card.summary}\n")
     print(_citation(card.paper))
-    if card.exports:
-        print(f"\nfrom natwise.{card.room} import {', '.join(card.exports)}")
+    print(f"\nfrom natwise.{card.room} import {', '.join(card.exports)}")
     for claim in card.claims:
         print(f"\n{claim.id}: {claim.metric} {claim.expect}")
         print(f"  {claim.source}; published: {claim.published}; scales: {', '.join(claim.scale)}")
-    if card.folder is not None:
-        print(f"\npage: {card.folder / 'page.md'}")
+    print(f"\npage: {card.folder / 'page.md'}")
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 """The methods, read from their cards: `<room>/<method>/card.toml`. Nothing heavy is imported.
 
 A method is one folder. Its card says what it is, what it exports and which claims its study re-measures; the
-commands `list`, `show` and `reproduce`, the docs and the tests all read the cards. Methods that are announced but
-not yet built stand in `planned.toml`.
+commands `list`, `show` and `reproduce`, the docs and the tests all read the cards.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import operator
 import re
 import tomllib
@@ -18,6 +18,7 @@ from typing import Any
 
 ROOMS = ("structure", "samples", "supervision", "generalization", "shift", "graphs", "timeseries", "lm")
 SCALES = ("ci", "small", "paper")
+EXTRAS = {"lm": "transformers", "clinical": "polars"}  # an extra, and the package that tells that it is installed
 _ROOT = Path(__file__).parent
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _NUMBER = r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)"
@@ -52,37 +53,46 @@ class Claim:
 
 @dataclass(frozen=True)
 class Card:
-    """What one method is: read from its `card.toml`, or from `planned.toml` when it is not built yet."""
+    """What one method is: its `card.toml`, read."""
 
     key: str
     title: str
     summary: str
-    state: str
     paper: Mapping[str, Any]
-    exports: tuple[str, ...] = ()
-    extras: tuple[str, ...] = ()
-    claims: tuple[Claim, ...] = ()
-    folder: Path | None = None
+    exports: tuple[str, ...]
+    extras: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    folder: Path
 
     @property
     def room(self) -> str:
         """The user's question that the method belongs to: the part of the key before the dot."""
         return self.key.split(".")[0]
 
+    @property
+    def state(self) -> str:
+        """``"ready"``, or the extras that this installation lacks for it, such as ``"needs lm"``."""
+        missing = [extra for extra in self.extras if importlib.util.find_spec(EXTRAS[extra]) is None]
+        return f"needs {', '.join(missing)}" if missing else "ready"
+
+    @property
+    def venue(self) -> str:
+        """Where the paper appeared, as its BibTeX entry says."""
+        match = re.search(r"(?:booktitle|journal)\s*=\s*\{(.*?)\}", self.paper["bibtex"])
+        return match[1] if match else ""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain JSON types."""
-        plain = {**vars(self), "room": self.room, "claims": [vars(claim) for claim in self.claims]}
+        claims = [vars(claim) for claim in self.claims]
+        plain = {**vars(self), "room": self.room, "state": self.state, "claims": claims}
         return {name: value for name, value in plain.items() if name != "folder"}
 
 
 @functools.cache
 def cards() -> tuple[Card, ...]:
     """Return the cards of all methods, room by room."""
-    built = [_read_card(path) for path in _ROOT.glob("*/*/card.toml")]
-    keys = {entry.key for entry in built}
-    announced = [_planned_card(entry) for entry in _read_toml(_ROOT / "planned.toml").get("method", [])]
-    methods = built + [entry for entry in announced if entry.key not in keys]
-    return tuple(sorted(methods, key=lambda entry: (ROOMS.index(entry.room), entry.state != "ready", entry.key)))
+    methods = [_read_card(path) for path in _ROOT.glob("*/*/card.toml")]
+    return tuple(sorted(methods, key=lambda entry: (ROOMS.index(entry.room), entry.key)))
 
 
 def card(key: str) -> Card:
@@ -103,7 +113,6 @@ def _read_card(path: Path) -> Card:
             key=f"{room}.{method}",
             title=content["title"],
             summary=content["summary"],
-            state="ready",
             paper=content["paper"],
             exports=tuple(content["exports"]),
             extras=tuple(content["extras"]),
@@ -120,11 +129,6 @@ def _read_claim(entry: dict[str, Any]) -> Claim:
     if not isinstance(minutes, dict):
         minutes = dict.fromkeys(scale, minutes)
     return Claim(**{**entry, "scale": scale, "minutes": minutes})
-
-
-def _planned_card(entry: dict[str, Any]) -> Card:
-    paper: dict[str, Any] = {name: entry[name] for name in ("year", "arxiv") if name in entry}
-    return Card(entry["key"], entry["title"], entry["summary"], "planned", paper)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def plan(keys: Iterable[str] | None = None, *, claim: str | None = None, scale: 
     Parameters
     ----------
     keys : iterable of str, optional
-        Methods as `room.method`. Default: every method that is built.
+        Methods as `room.method`. Default: every method.
     claim : str, optional
         Only the claim of this id.
     scale : {"ci", "small", "paper"}
@@ -68,16 +68,10 @@ def plan(keys: Iterable[str] | None = None, *, claim: str | None = None, scale: 
     Raises
     ------
     ValueError
-        If a key, the claim or the scale is unknown, a method is not built yet, or nothing is left to run.
+        If a key, the claim or the scale is unknown, or nothing is left to run.
     """
     check_option("scale", scale, registry.SCALES)
-    if keys is None:
-        cards = [card for card in registry.cards() if card.state == "ready"]
-    else:
-        cards = [registry.card(key) for key in keys]
-    for card in cards:
-        if card.state != "ready":
-            raise ValueError(f"{card.key} is announced but not built yet")
+    cards = registry.cards() if keys is None else [registry.card(key) for key in keys]
     claims = [(card, entry) for card in cards for entry in card.claims]
     if claim is not None:
         ids = [entry.id for _, entry in claims]
@@ -168,8 +162,8 @@ def collect(out: str | os.PathLike[str]) -> list[Measurement]:
     return found
 
 
-def write_gallery(out: str | os.PathLike[str], measurements: Iterable[Measurement] = ()) -> list[Measurement]:
-    """Write `RESULTS.md` and `index.html` for all results in `out`.
+def write_table(out: str | os.PathLike[str], measurements: Iterable[Measurement] = ()) -> list[Measurement]:
+    """Write `RESULTS.md`, a row per claim, for all results in `out`.
 
     `measurements` of this run are added where no result lies in the folder (a study that failed or lacked data), so
     that nothing goes unsaid. Returns what was written, in order.
@@ -181,8 +175,16 @@ def write_gallery(out: str | os.PathLike[str], measurements: Iterable[Measuremen
         shown.setdefault((measurement.card.key, measurement.claim.id), measurement)
     order = {card.key: position for position, card in enumerate(registry.cards())}
     ordered = sorted(shown.values(), key=lambda m: order[m.card.key])
-    entries = [_entry(measurement) for measurement in ordered]
-    write_text(Path(out) / "RESULTS.md", gallery.markdown(entries))
+    write_text(Path(out) / "RESULTS.md", gallery.markdown([_entry(measurement) for measurement in ordered]))
+    return ordered
+
+
+def write_gallery(out: str | os.PathLike[str], measurements: Iterable[Measurement] = ()) -> list[Measurement]:
+    """Write `RESULTS.md` and, with a picture of every claim, `index.html`. Arguments and result as `write_table`."""
+    from natwise.report import gallery
+
+    ordered = write_table(out, measurements)
+    entries = [{**_entry(measurement), "figure": _figure(measurement)} for measurement in ordered]
     write_text(Path(out) / "index.html", gallery.html(entries))
     return ordered
 
@@ -262,7 +264,6 @@ def _inputs(card: Card, claim: Claim, *, scale: str, seed: int, device: str) -> 
 
 
 def _code_digest(card: Card) -> str:
-    assert card.folder is not None
     root = Path(registry.__file__).parent
     digest = hashlib.sha256(json.dumps(_source.versions()).encode())
     for folder in (card.folder, root / "core", root / "datasets"):
@@ -282,6 +283,7 @@ def _entry(measurement: Measurement) -> dict[str, object]:
         "title": card.title,
         "summary": card.summary,
         "paper": dict(card.paper),
+        "venue": card.venue,
         "claim": claim.id,
         "source": claim.source,
         "published": claim.published,
@@ -297,7 +299,6 @@ def _entry(measurement: Measurement) -> dict[str, object]:
         "machine": f"{record.get('machine', '')}, {record.get('device', '')}" if result is not None else "",
         "scalars": dict(result.scalars) if result is not None else {},
         "warnings": list(result.warnings) if result is not None else [],
-        "figure": _figure(measurement),
     }
 
 

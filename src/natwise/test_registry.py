@@ -14,6 +14,7 @@ extras = []
 title = "On methods"
 authors = ["A. Author"]
 year = 2020
+bibtex = "@article{author, title = {On methods}, journal = {Methods, quarterly}, year = 2020}"
 [[claim]]
 id = "works"
 source = "Sec. 1"
@@ -58,11 +59,20 @@ def _write(folder, content):
 def test_card_is_read(tmp_path):
     entry = registry._read_card(_write(tmp_path, CARD))
     assert (entry.key, entry.room, entry.state) == ("structure.method", "structure", "ready")
+    assert entry.venue == "Methods, quarterly"
     assert entry.claims[0].minutes == {"ci": 0.1, "small": 0.1}
     assert entry.claims[0].scale == ("ci", "small")
     plain = entry.to_dict()
     assert plain["claims"][0]["id"] == "works"
     assert "folder" not in plain
+
+
+def test_state_names_the_missing_extras(tmp_path, monkeypatch):
+    entry = registry._read_card(_write(tmp_path, CARD.replace("extras = []", 'extras = ["lm", "clinical"]')))
+    assert entry.state == "ready"
+    monkeypatch.setattr(registry, "EXTRAS", {"lm": "transformers", "clinical": "no_such_package"})
+    assert entry.state == "needs clinical"
+    assert entry.to_dict()["state"] == "needs clinical"
 
 
 @pytest.mark.parametrize(
