@@ -31,20 +31,13 @@ class RaggedStore:
         self.values: list[Tensor | None] = [None] * n_layers
         self.ordinals: Tensor | None = None
         self.counts: Tensor | None = None
-        self._rows: Tensor | None = None
-        self._put: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._put: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def allocate(self, n_rows: int, device: torch.device) -> None:
-        """Make empty rows, which `reserve` then names."""
-        self.ordinals = torch.full((n_rows, 0), EMPTY, device=device)
-        self.counts = torch.zeros(n_rows, dtype=torch.int64, device=device)
+    def reserve(self, ordinals: Tensor, valid: Tensor) -> Tensor:
+        """Make place for tokens (batch, n), of which those that are not valid stand at the end of their row.
 
-    def reserve(self, ordinals: Tensor, valid: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Make place for tokens (b, n), of which those that are not valid stand at the end of their row.
-
-        Returns the ordinals (b, length) that the queries of these rows will meet.
+        Returns the ordinals (batch, length) that the queries will meet.
         """
-        self._rows = rows
         if self.ordinals is None:  # the first tokens are taken as they are
             self.ordinals = ordinals.masked_fill(~valid, EMPTY)
             self.counts = valid.sum(1)
@@ -52,52 +45,39 @@ class RaggedStore:
             return self.ordinals
         assert self.counts is not None
         row, column = valid.nonzero(as_tuple=True)
-        target = row if rows is None else rows[row]
-        place = self.counts[target] + column
-        if rows is None:
-            self.counts = self.counts + valid.sum(1)
-        else:
-            self.counts[rows] += valid.sum(1)
+        place = self.counts[row] + column
+        self.counts = self.counts + valid.sum(1)
         self._grow(int(self.counts.max()))
-        self.ordinals[target, place] = ordinals[row, column]
-        self._put = (row, column, target, place)
-        return self.view_ordinals(rows)
+        self.ordinals[row, place] = ordinals[row, column]
+        self._put = (row, column, place)
+        return self.view_ordinals()
 
-    def view_ordinals(self, rows: Tensor | None = None) -> Tensor:
-        """Return the ordinals of the rows, as far as the longest of them goes."""
+    def view_ordinals(self) -> Tensor:
+        """Return the ordinals (batch, length), as far as the longest row goes."""
         assert self.ordinals is not None
         assert self.counts is not None
-        if rows is None:
-            return self.ordinals[:, : int(self.counts.max())]
-        return self.ordinals[rows, : int(self.counts[rows].max())]
+        return self.ordinals[:, : int(self.counts.max())]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values (b, n, heads, width) where `reserve` made place; return what the queries attend to."""
-        self.put(layer, keys, values)
-        return self.read(layer, self._rows)
-
-    def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values (b, n, heads, width) where `reserve` made place."""
+        """Put keys and values (batch, n, heads, width) where `reserve` made place; return what queries attend to."""
         if self._put is None:
             self.keys[layer], self.values[layer] = keys, values
-            return
-        row, column, target, place = self._put
-        for kept, new in ((self.keys, keys), (self.values, values)):
-            store = self._room(kept[layer], new)
-            store[target, place] = new[row, column]
-            kept[layer] = store
+        else:
+            row, column, place = self._put
+            for kept, new in ((self.keys, keys), (self.values, values)):
+                store = self._room(kept[layer], new)
+                store[row, place] = new[row, column]
+                kept[layer] = store
+        return self.read(layer)
 
-    def read(self, layer: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return keys and values (b, length, heads, width) of the rows."""
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (batch, length, heads, width)."""
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None
         assert values is not None
         assert self.counts is not None
-        if rows is None:
-            length = keys.shape[1] if self._put is None else int(self.counts.max())
-            return keys[:, :length], values[:, :length]
-        length = int(self.counts[rows].max())
-        return keys[rows, :length], values[rows, :length]
+        length = keys.shape[1] if self._put is None else int(self.counts.max())
+        return keys[:, :length], values[:, :length]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may come twice."""
@@ -108,16 +88,12 @@ class RaggedStore:
         for kept in (self.keys, self.values):
             kept[:] = [None if store is None else store[rows] for store in kept]
 
-    def forget_from(self, limits: Tensor, rows: Tensor | None = None) -> None:
-        """Drop the tokens of the rows (all by default) whose ordinal is at least their row's limit."""
+    def forget_from(self, limits: Tensor) -> None:
+        """Drop the tokens whose ordinal is at least their row's limit."""
         if self.ordinals is None:
             return
-        assert self.counts is not None
-        chosen = slice(None) if rows is None else rows
-        ordinals = self.ordinals[chosen]
-        ordinals = ordinals.masked_fill(ordinals >= limits[:, None], EMPTY)
-        self.ordinals[chosen] = ordinals
-        self.counts[chosen] = (ordinals != EMPTY).sum(1)
+        self.ordinals = self.ordinals.masked_fill(self.ordinals >= limits[:, None], EMPTY)
+        self.counts = (self.ordinals != EMPTY).sum(1)
 
     def _grow(self, length: int) -> None:
         assert self.ordinals is not None

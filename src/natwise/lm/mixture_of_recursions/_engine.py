@@ -4,53 +4,93 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
 from natwise.lm.mixture_of_recursions._loops import looped
-from natwise.lm.mixture_of_recursions._routing import Tokens, where
+from natwise.lm.mixture_of_recursions._slots import Rows
 
 SCHEDULES = ("depthwise", "sequence", "static")
 POLICIES = ("recursion_wise", "share_first", "copy_hidden", "recompute")
 
 
-@dataclass
 class _Board:
-    """Who sits in which slot, and how far each is; one entry per slot unless said otherwise."""
+    """Who sits in which slot, and how far each is.
 
-    request: Tensor  # -1 when free
-    loop: Tensor
-    ordinal: Tensor  # of the token that is in the loop
-    made: Tensor  # new tokens so far
-    token: Tensor
-    begins: Tensor  # whether the token has yet to be embedded
-    waits: Tensor  # whether it has left the loop and waits for the others (not depth-wise)
-    hidden: Tensor  # (slots, places, d): one place, or all tokens when states are kept for later
-    reached: Tensor  # (slots, places): loops that each token has passed, -1 where there is none
-    exits: Tensor  # (requests, new tokens): loops asked for
-    limits: Tensor  # (requests,) new tokens
-    output: Tensor  # (requests, new tokens)
+    What decides who goes where is NumPy's, one entry per slot unless said otherwise; what the model made stays on its
+    device, so that the host need not wait for it.
+    """
 
-    @classmethod
-    def of(cls, requests: list[dict[str, Any]], n_slots: int, keep: int, like: Tensor, n_loops: int) -> _Board:
-        device = like.device
-        limits = torch.tensor([one["max_new_tokens"] for one in requests], device=device)
-        exits = torch.full((len(requests), int(limits.max())), n_loops, device=device)
+    def __init__(self, requests: list[dict[str, Any]], n_slots: int, keep: int, like: Tensor, n_loops: int):
+        limits = np.array([one["max_new_tokens"] for one in requests])
+        n = len(requests)
+        self.keep, self.limits = keep, limits
+        self.exits = np.full((n, limits.max()), n_loops)  # loops asked for
+        self.asks = np.array([one["exits"] is not None for one in requests])  # (requests,) whether there are any
         for i, one in enumerate(requests):
             if one["exits"] is not None:
-                exits[i, : len(one["exits"])] = torch.from_numpy(one["exits"]).to(device)
-        slots = torch.zeros(n_slots, dtype=torch.int64, device=device)
-        return cls(
-            request=slots - 1, loop=slots.clone(), ordinal=slots.clone(), made=slots.clone(), token=slots.clone(),
-            begins=slots.bool(), waits=slots.bool(), hidden=like.new_zeros(n_slots, keep, like.shape[-1]),
-            reached=torch.full((n_slots, keep), -1, device=device), exits=exits, limits=limits,
-            output=torch.full_like(exits, -1),
-        )  # fmt: skip
+                self.exits[i, : len(one["exits"])] = one["exits"]
+        self.lengths = np.zeros(n, dtype=np.int64)  # (requests,) new tokens so far
+        self.request = np.full(n_slots, -1)  # -1 when free
+        self.loop = np.zeros(n_slots, dtype=np.int64)
+        self.ordinal = np.zeros(n_slots, dtype=np.int64)  # of the token that is in the loop
+        self.begins = np.zeros(n_slots, dtype=bool)  # whether the token has yet to be embedded
+        self.waits = np.zeros(n_slots, dtype=bool)  # whether it has left the loop and waits for others (not depth-wise)
+        self.reached = np.full((n_slots, keep), -1)  # loops that each token has passed, -1 where there is none
+        self.token = torch.zeros(n_slots, dtype=torch.int64, device=like.device)
+        self.hidden = like.new_zeros(n_slots * keep, like.shape[-1])  # one place per slot, or one for each token
+        self.emitted: list[tuple[np.ndarray, Tensor]] = []  # requests, and a new token of each
+
+    @property
+    def busy(self) -> np.ndarray:
+        """Whether each slot is taken."""
+        return self.request >= 0
+
+    def current(self, slots: np.ndarray) -> Rows:
+        """Return the tokens that are in the loop."""
+        valid = np.ones((len(slots), 1), dtype=bool)
+        return Rows(slots, self.loop[slots], self.ordinal[slots, None], valid, self.hidden.device)
+
+    def due(self, slots: np.ndarray) -> Rows:
+        """Return the tokens that take part: the current ones, and those left behind at their loop."""
+        if self.keep == 1:
+            return self.current(slots)
+        due = self.reached[slots] == self.loop[slots, None]
+        counts = due.sum(1)
+        ordinals = np.argsort(~due, axis=1, kind="stable")[:, : counts.max()]
+        valid = np.arange(ordinals.shape[1]) < counts[:, None]
+        return Rows(slots, self.loop[slots], ordinals, valid, self.hidden.device)
+
+    def places(self, rows: Rows) -> Tensor:
+        """Return where the states of tokens stand, (b,) when each slot has one place, else (b, n)."""
+        if self.keep == 1:
+            return rows.slot_index
+        return rows.tensor(rows.slots[:, None] * self.keep + rows.ordinals)
+
+    def states(self, rows: Rows) -> Tensor:
+        """Return the states (b, n, d) of tokens."""
+        return self.hidden[self.places(rows)].view(*rows.ordinals.shape, -1)
+
+    def keep_states(self, rows: Rows, states: Tensor, loops: np.ndarray) -> None:
+        """Keep the states (b, n, d) of tokens that have passed so many loops (b,)."""
+        places, states = self.places(rows), states.flatten(0, 1)
+        if self.keep > 1:
+            row, column = rows.valid.nonzero()
+            self.reached[rows.slots[row], rows.ordinals[row, column]] = loops[row]
+            here = rows.tensor(np.flatnonzero(rows.valid))
+            places, states = places.flatten()[here], states[here]
+        self.hidden[places] = states
+
+    def tokens(self) -> list[list[int]]:
+        """Return the new tokens of each request."""
+        order = np.concatenate([requests for requests, _ in self.emitted]).argsort(kind="stable")
+        made = torch.cat([tokens for _, tokens in self.emitted]).cpu().numpy()[order]
+        return [one.tolist() for one in np.split(made, self.lengths.cumsum()[:-1])]
 
 
 class DepthwiseBatchingEngine:
@@ -74,10 +114,11 @@ class DepthwiseBatchingEngine:
     threshold : float, optional
         For a recursive model: exit once the most probable token has this probability at the end of a loop. Costs the
         head at every loop.
-    missing_kv : {"recursion_wise", "share_first", "copy_hidden", "recompute"}
+    missing_kv : {"recursion_wise", "share_first", "copy_hidden", "recompute"}, optional
         What deeper loops see of tokens that exited early: nothing; the first loop's keys and values, for all tokens;
         what the state they left with would give; or their true ones, computed when a later token comes to that loop
-        (exact for a model that was trained without exits). A mixture of recursions has the first or second by its `kv`.
+        (exact for a model that was trained without exits). Default: nothing; a mixture of recursions has one choice, by
+        its `kv`.
     lora : {"gather", "grouped"}
         How low-rank deltas are applied: a copy of them for each row (small ranks), or row by row of the same loop.
     eos_token_id : int, optional
@@ -115,19 +156,22 @@ class DepthwiseBatchingEngine:
         *,
         schedule: str = "depthwise",
         threshold: float | None = None,
-        missing_kv: str = "recursion_wise",
+        missing_kv: str | None = None,
         lora: str = "gather",
         eos_token_id: int | None = None,
     ):
         self.max_slots = check_integer("max_slots", max_slots, minimum=1)
         self.schedule = check_option("schedule", schedule, SCHEDULES)
-        self.missing_kv = check_option("missing_kv", missing_kv, POLICIES)
         self.lora = check_option("lora", lora, ("gather", "grouped"))
         self.threshold = None if threshold is None else check_real("threshold", threshold, minimum=0.0, maximum=1.0)
         self.eos_token_id = None if eos_token_id is None else check_integer("eos_token_id", eos_token_id, minimum=0)
         self.model = model
+        if missing_kv is not None:
+            check_option("missing_kv", missing_kv, POLICIES)
         loop = looped(model, 1, missing_kv, lora)
-        check_option("missing_kv", missing_kv, loop.policies)
+        self.missing_kv = (
+            loop.policies[0] if missing_kv is None else check_option("missing_kv", missing_kv, loop.policies)
+        )
         if threshold is not None and loop.routed:
             raise ValueError(f"threshold must be None for a model with routers, got {threshold}")
         self.stats: dict[str, float] = {}
@@ -159,16 +203,16 @@ class DepthwiseBatchingEngine:
         longest = max(len(one["input_ids"]) + one["max_new_tokens"] for one in checked)
         keep = longest if self.missing_kv == "recompute" else 1
         like = next(self.model.parameters()).new_zeros(self._loop.width)
-        board = _Board.of(checked, self.max_slots, keep, like, self._loop.num_loops)
-        oracle = torch.tensor([one["exits"] is not None for one in checked], device=like.device)
+        board = _Board(checked, self.max_slots, keep, like, self._loop.num_loops)
         queue = deque(range(len(checked)))
-        while queue or bool((board.request >= 0).any()):
+        while queue or board.busy.any():
             self._refill(board, queue, checked)
             self._begin(board)
-            self._step(board, oracle)
+            if not (self._loop.may_skip and self._let_out(board, board.busy & ~board.waits & (board.loop == 0))):
+                self._step(board)
+        found = board.tokens()
         self.stats["seconds"] = time.perf_counter() - start
-        made = (board.output >= 0).sum(1).tolist()
-        return [row[:n] for row, n in zip(board.output.tolist(), made, strict=True)]
+        return found
 
     def _check(self, index: int, request: Mapping[str, Any]) -> dict[str, Any]:
         name, config = f"requests[{index}]", self.model.config
@@ -195,14 +239,13 @@ class DepthwiseBatchingEngine:
 
     def _refill(self, board: _Board, queue: deque[int], requests: list[dict[str, Any]]) -> None:
         """Give free slots to the requests that have waited longest."""
-        busy = board.request >= 0
-        synchronous = self.schedule != "depthwise" and bool(
-            (busy & ~board.waits).any() and (board.loop[busy] > 0).any()
-        )
-        if not queue or synchronous or (self.schedule == "static" and bool(busy.any())):
+        busy = board.busy
+        if not queue or busy.all() or (self.schedule == "static" and busy.any()):
+            return
+        if self.schedule == "sequence" and (board.loop[busy] > 0).any():  # in the middle of a token's round
             return
         start = time.perf_counter()
-        for slot in (~busy).nonzero()[:, 0].tolist():
+        for slot in np.flatnonzero(~busy).tolist():
             if not queue:
                 break
             index = queue.popleft()
@@ -211,90 +254,83 @@ class DepthwiseBatchingEngine:
             if len(ids) > 1:
                 self._loop.prefill(ids[:-1], slot)
             board.request[slot], board.ordinal[slot], board.token[slot] = index, len(ids) - 1, ids[-1]
-            board.made[slot] = board.loop[slot] = 0
-            board.reached[slot] = -1
+            board.loop[slot], board.reached[slot] = 0, -1
             board.begins[slot], board.waits[slot] = True, False
         self.stats["prefill_seconds"] += time.perf_counter() - start
 
     def _begin(self, board: _Board) -> None:
         """Embed the tokens that are to enter the loop."""
-        slots = (board.begins & (board.request >= 0)).nonzero()[:, 0]
+        slots = (board.begins & ~board.waits).nonzero()[0]
         if not len(slots):
             return
-        start = time.perf_counter()
-        entering = self._loop.begin(board.token[slots], board.ordinal[slots], slots)
-        self.stats["model_seconds"] += time.perf_counter() - start
-        place = self._place(board, slots)
-        board.hidden[slots, place], board.reached[slots, place] = entering, 0
+        rows = board.current(slots)
+        entering = self._timed(self._loop.begin, board.token[rows.slot_index], rows)
+        board.keep_states(rows, entering[:, None], rows.loops)
         board.begins[slots] = False
 
-    def _step(self, board: _Board, oracle: Tensor) -> None:
+    def _step(self, board: _Board) -> None:
         """Take every slot that does not wait one loop further, and let out what has arrived."""
-        slots = ((board.request >= 0) & ~board.waits).nonzero()[:, 0]
-        loops = board.loop[slots]
-        tokens = self._due(board, slots)
-        x = tokens.take(board.hidden[slots])
-        ordinals = tokens.index if board.hidden.shape[1] > 1 else board.ordinal[slots, None]
-        start = time.perf_counter()
-        x = self._loop.step(x, tokens.valid, loops, ordinals, slots)
-        spent = time.perf_counter() - start
-        self.stats["block_seconds"] += spent
-        self.stats["model_seconds"] += spent
+        moves = board.busy & ~board.waits
+        rows = board.due(moves.nonzero()[0])
+        x = self._timed(self._loop.step, board.states(rows), rows, also="block_seconds")
         self.stats["block_calls"] += 1
-        self.stats["rows"] += int(tokens.valid.sum())
-        board.hidden[slots] = tokens.put(board.hidden[slots], x)
-        board.reached[slots] = board.reached[slots].scatter_add(1, tokens.index, tokens.valid.long())
-        board.loop[slots] = loops + 1
-        self._let_out(board, slots, oracle)
+        self.stats["rows"] += int(rows.valid.sum())
+        board.keep_states(rows, x, rows.loops + 1)
+        board.loop[rows.slots] += 1
+        self._let_out(board, moves)
 
-    def _let_out(self, board: _Board, slots: Tensor, oracle: Tensor) -> None:
-        hidden, loops = board.hidden[slots, self._place(board, slots)], board.loop[slots]
-        request = board.request[slots]
-        asked = board.exits[request, board.made[slots]]
-        own = self._own_exit(hidden, loops, board.ordinal[slots], slots)
-        leaves = (loops >= self._loop.num_loops) | torch.where(oracle[request], loops >= asked, own)
-        out = slots[leaves]
-        if len(out):
-            self._emit(board, out, hidden[leaves])
-        if self.schedule == "depthwise":
-            return
-        board.waits[out] = board.request[out] >= 0
-        if bool((board.waits | (board.request < 0)).all()):  # the token's round is over
-            board.waits[:] = False
+    def _let_out(self, board: _Board, moved: np.ndarray) -> bool:
+        """Let tokens out that are to leave, of the slots that have moved (bool); return whether any did."""
+        slots = moved.nonzero()[0]
+        loops, request = board.loop[slots], board.request[slots]
+        asks = board.asks[request]
+        leaves = (loops >= self._loop.num_loops) | (asks & (loops >= board.exits[request, board.lengths[request]]))
+        undecided = slots[~leaves & ~asks]
+        if len(undecided) and (self._loop.routed or self.threshold is not None):
+            leaves[~leaves & ~asks] = self._own_exit(board, undecided)
+        if leaves.any():
+            self._emit(board, slots[leaves])
+        if self.schedule != "depthwise":
+            board.waits[slots[leaves]] = True
+            board.waits &= board.busy
+            if (board.waits == board.busy).all():  # the token's round is over
+                board.waits[:] = False
+        return bool(leaves.any())
 
-    def _own_exit(self, hidden: Tensor, loops: Tensor, ordinals: Tensor, slots: Tensor) -> Tensor:
+    def _own_exit(self, board: _Board, slots: np.ndarray) -> np.ndarray:
         """Return where the model itself says to leave."""
+        rows = board.current(slots)
+        hidden = board.states(rows)[:, 0]
         if self._loop.routed:
-            return ~self._loop.goes_on(hidden, loops, slots)
-        if self.threshold is None:
-            return torch.zeros_like(loops, dtype=torch.bool)
-        sure = self._loop.finish(hidden, ordinals, slots).float().softmax(-1).amax(-1)
-        return sure >= self.threshold
+            leaves = ~self._timed(self._loop.goes_on, hidden, rows)
+        else:
+            leaves = self._timed(self._loop.finish, hidden, rows).float().softmax(-1).amax(-1) >= self.threshold
+        return np.asarray(leaves.cpu())
 
-    def _emit(self, board: _Board, slots: Tensor, hidden: Tensor) -> None:
+    def _emit(self, board: _Board, slots: np.ndarray) -> None:
         """Write the next token of slots; start their next one, or free them."""
-        start = time.perf_counter()
+        rows, request = board.current(slots), board.request[slots]
+        hidden = board.states(rows)[:, 0]
         if self.missing_kv == "copy_hidden":
-            early = board.loop[slots] < self._loop.num_loops
-            gone = slots[early]
-            self._loop.fill(hidden[early], board.loop[gone], board.ordinal[gone], gone)
-        tokens = self._loop.finish(hidden, board.ordinal[slots], slots).argmax(-1)
-        self.stats["model_seconds"] += time.perf_counter() - start
-        request = board.request[slots]
-        board.output[request, board.made[slots]] = tokens
-        board.made[slots] += 1
+            early = (rows.loops < self._loop.num_loops).nonzero()[0]
+            self._timed(self._loop.fill, hidden[rows.tensor(early)], rows.only(early))
+        tokens = self._timed(self._loop.finish, hidden, rows).argmax(-1)
+        board.emitted.append((request, tokens))
+        board.token[rows.slot_index] = tokens
+        board.lengths[request] += 1
         board.ordinal[slots] += 1
-        board.token[slots], board.loop[slots], board.begins[slots] = tokens, 0, True
+        board.loop[slots], board.begins[slots] = 0, True
         self.stats["tokens"] += len(slots)
-        done = board.made[slots] >= board.limits[request]
+        done = board.lengths[request] >= board.limits[request]
         if self.eos_token_id is not None:
-            done |= tokens == self.eos_token_id
-        board.request[slots[done]] = -1
+            done |= np.asarray(tokens.cpu()) == self.eos_token_id
+        board.request[slots[done]], board.begins[slots[done]] = -1, False
 
-    def _due(self, board: _Board, slots: Tensor) -> Tokens:
-        """Return which of a slot's tokens take part: the current one, and those left behind at its loop."""
-        return where(board.reached[slots] == board.loop[slots, None])
-
-    def _place(self, board: _Board, slots: Tensor) -> Tensor:
-        """Return where the current token's state stands."""
-        return board.ordinal[slots] if board.hidden.shape[1] > 1 else torch.zeros_like(slots)
+    def _timed(self, function: Callable[..., Any], *args: Any, also: str | None = None) -> Any:
+        """Call a part of the model and note how long it took."""
+        start = time.perf_counter()
+        found = function(*args)
+        for name in ("model_seconds", also):
+            if name:
+                self.stats[name] += time.perf_counter() - start
+        return found

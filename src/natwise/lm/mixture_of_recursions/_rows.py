@@ -6,9 +6,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from natwise.lm.mixture_of_recursions._slots import Rows
 
 
 class RowLinear(nn.Module):
@@ -19,12 +22,12 @@ class RowLinear(nn.Module):
     modules : sequence of Module
         The linear map of each loop: all have one `weight` and `bias`; `lora_a` (rank, in), `lora_b` (out, rank).
     current : dict
-        Holds ``"loops"``, int64 (b,), at each call.
+        Holds ``"rows"``, the rows (b) of each call.
     lora : {"gather", "grouped"}
         Multiply each row with a copy of its A and B, which is best for small ranks; or all rows of a loop at once.
     """
 
-    def __init__(self, modules: Sequence[Any], current: dict[str, Tensor], lora: str):
+    def __init__(self, modules: Sequence[Any], current: dict[str, Rows], lora: str):
         super().__init__()
         self.weight, self.bias = modules[0].weight, modules[0].bias
         self.lora_a = torch.stack([one.lora_a.detach() for one in modules])
@@ -33,16 +36,17 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, n, in) to (b, n, out)."""
-        loops, y = self.current["loops"], linear(x, self.weight, self.bias)
+        rows, y = self.current["rows"], linear(x, self.weight, self.bias)
         if self.lora == "gather":
+            loops = rows.loop_index
             return y + x @ self.lora_a[loops].mT @ self.lora_b[loops].mT
-        for loop in loops.unique().tolist():
-            rows = (loops == loop).nonzero()[:, 0]
-            y[rows] += linear(linear(x[rows], self.lora_a[loop]), self.lora_b[loop])
+        for loop in np.unique(rows.loops).tolist():
+            here = rows.tensor((rows.loops == loop).nonzero()[0])
+            y[here] += linear(linear(x[here], self.lora_a[loop]), self.lora_b[loop])
         return y
 
 
-def per_row(layers: Sequence[nn.Module], current: dict[str, Tensor], lora: str) -> nn.Module:
+def per_row(layers: Sequence[nn.Module], current: dict[str, Rows], lora: str) -> nn.Module:
     """Return one layer that stands for the layers of all loops; it shares their tensors and leaves them as they are.
 
     Raises
