@@ -13,7 +13,7 @@ IGNORED = -100
 Draw = Callable[[int, np.random.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
-def copying(vocabulary: int, lengths: tuple[int, int]) -> Draw:
+def copying(vocabulary: int, lengths: tuple[int, int], *, mixed: bool = False) -> Draw:
     """Return ``draw(batch_size, rng)`` for the copying task: a_1 … a_L, a separator, a_1 … a_L.
 
     Parameters
@@ -21,13 +21,16 @@ def copying(vocabulary: int, lengths: tuple[int, int]) -> Draw:
     vocabulary : int
         Symbols 0 … vocabulary - 1; the separator is the number `vocabulary`.
     lengths : tuple of int
-        Shortest and longest L; each sequence draws its own, and shorter ones are filled up with the separator.
+        Shortest and longest L.
+    mixed : bool
+        Whether every sequence draws its own L, shorter ones being filled up with the separator, instead of one L for
+        all sequences of a batch.
 
     Returns
     -------
     callable
-        Gives tokens and labels, int64 (batch_size, 2 * longest). Labels stand under the token before the one that is
-        to be predicted, and are -100 but for the second copy.
+        Gives tokens and labels, int64 (batch_size, 2 L) with the longest L of the batch. Labels stand under the token
+        before the one that is to be predicted, and are -100 but for the second copy.
     """
     check_integer("vocabulary", vocabulary, minimum=2)
     shortest, longest = (check_integer("lengths", value, minimum=1) for value in lengths)
@@ -35,12 +38,13 @@ def copying(vocabulary: int, lengths: tuple[int, int]) -> Draw:
         raise ValueError(f"lengths must be a shortest and a longest, got {lengths}")
 
     def draw(batch_size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        length = rng.integers(shortest, longest + 1, size=(batch_size, 1))
-        position = np.arange(2 * longest + 1)
-        symbols = rng.integers(vocabulary, size=(batch_size, longest))
+        length = rng.integers(shortest, longest + 1, size=(batch_size if mixed else 1, 1))
+        most = length.max()
+        position = np.arange(2 * most + 1)
+        symbols = rng.integers(vocabulary, size=(batch_size, most))
         again = position - length - 1
         inside = (again >= 0) & (again < length)
-        source = np.where(inside, again, np.minimum(position, longest - 1))
+        source = np.broadcast_to(np.where(inside, again, np.minimum(position, most - 1)), (batch_size, len(position)))
         sequence = np.where((position < length) | inside, np.take_along_axis(symbols, source, axis=1), vocabulary)
         labels = np.where(inside, sequence, IGNORED)
         return torch.from_numpy(sequence[:, :-1]), torch.from_numpy(labels[:, 1:])

@@ -6,16 +6,21 @@ from natwise.datasets.synthetic import associative_recall, copying
 from natwise.testing import check_bad_input
 
 
-def test_copying_asks_for_the_second_copy():
-    tokens, labels = copying(5, (2, 4))(200, np.random.default_rng(0))
-    assert tokens.shape == labels.shape == (200, 8)
-    assert tokens.dtype == labels.dtype == torch.int64
-    lengths = set()
-    for row, wanted in zip(tokens.tolist(), labels.tolist(), strict=True):
-        length = row.index(5)
-        lengths.add(length)
-        assert [*row[:length], 5, *row[:length][: 7 - length]] == row[: min(2 * length + 1, 8)]
-        assert wanted == [-100] * length + row[:length] + [-100] * (8 - 2 * length)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_copying_asks_for_the_second_copy(mixed):
+    draw, rng, lengths = copying(5, (2, 4), mixed=mixed), np.random.default_rng(0), set()
+    for _ in range(20):
+        tokens, labels = draw(10, rng)
+        assert tokens.shape == labels.shape
+        assert tokens.dtype == labels.dtype == torch.int64
+        found = [row.index(5) for row in tokens.tolist()]
+        assert tokens.shape == (10, 2 * max(found))
+        assert mixed or len(set(found)) == 1
+        lengths |= set(found)
+        for row, wanted, length in zip(tokens.tolist(), labels.tolist(), found, strict=True):
+            full = [*row[:length], 5, *row[:length]] + [5] * 8
+            assert row == full[: len(row)]
+            assert wanted == [-100] * length + row[:length] + [-100] * (len(row) - 2 * length)
     assert lengths == {2, 3, 4}
 
 
@@ -34,7 +39,7 @@ def test_recall_asks_for_the_value_of_each_key_once():
 
 
 def test_draws_repeat():
-    for draw in (copying(5, (2, 4)), associative_recall(32, 24, 4)):
+    for draw in (copying(5, (2, 4)), copying(5, (2, 4), mixed=True), associative_recall(32, 24, 4)):
         first, second = (draw(5, np.random.default_rng(1)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 

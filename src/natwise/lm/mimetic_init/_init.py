@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_real
+from natwise.core.validation import check_integer, check_option, check_real
 from natwise.lm.mimetic_init._mamba import exclude_from_decay
 
 UNIT_STEP = math.log(math.e - 1)  # softplus of it is 1
@@ -92,6 +92,8 @@ def mimetic_init_(
     [-8.0, -8.0, -8.0, -8.0]
     """
     blend, decay = check_real("blend", blend, minimum=0.0, maximum=1.0), check_real("decay", decay)
+    for name, value in {"state": state, "conv": conv}.items():
+        check_option(name, value, [False, True])
     _warn_when_short(decay, max_length)
     layers = _supported(module)
     options = _Options(state, conv, blend, decay, Streams.of(random_state))
@@ -134,11 +136,9 @@ def _change_for(layer: nn.Module) -> Callable[[Any, _Options, int], None] | None
 
 def _change_mamba2(layer: Any, options: _Options, number: int) -> None:
     """Change a layer whose in_proj has the rows gate, x, B, C and one step per head."""
-    heads, channels = layer.dt_bias.numel(), layer.conv1d.in_channels
-    inner = layer.out_proj.in_features
-    shared = (channels - inner) // 2
-    weight = layer.in_proj.weight
-    start = weight.shape[0] - heads - 2 * shared
+    heads, weight = layer.dt_bias.numel(), layer.in_proj.weight
+    shared = (layer.conv1d.in_channels - _inner_width(layer)) // 2
+    start = len(weight) - heads - 2 * shared
     if options.state:
         layer.A_log.fill_(-options.decay)
         weight[-heads:] = 0.0
@@ -150,6 +150,11 @@ def _change_mamba2(layer: Any, options: _Options, number: int) -> None:
     if options.conv:
         _identity_convolution(layer.conv1d)
     exclude_from_decay(layer.A_log, layer.dt_bias, layer.D)
+
+
+def _inner_width(layer: Any) -> int:
+    """Return the width of x; mamba_ssm's layers can leave a part of the inner width to a gated linear unit."""
+    return int(getattr(layer, "d_ssm", layer.out_proj.in_features))
 
 
 def _change_mamba1(layer: Any, options: _Options, number: int) -> None:
@@ -206,10 +211,11 @@ def _check_layer(layer: Any) -> None:
         raise ValueError(f"module must not be initialised twice, got a {name} that was; build a new one")
     if isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is None:
         raise ValueError(f"module must have queries, keys and values of one width, got a {name} with others")
-    for parameter in layer.parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
-            kind = "on the meta device" if parameter.is_meta else f"of dtype {parameter.dtype}"
-            raise ValueError(f"module must have float weights in memory, got a {name} with weights {kind}")
+    weights = [part.weight for part in layer.modules() if hasattr(part, "weight")]  # a function in quantised layers
+    for weight in [*layer.parameters(), *weights]:
+        if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
+            kind = getattr(weight, "dtype", "another kind") if not getattr(weight, "is_meta", False) else "no values"
+            raise ValueError(f"module must have float weights in memory, got a {name} with weights of {kind}")
     low, high = getattr(layer, "time_step_limit", None) or getattr(layer, "dt_limit", None) or (0.0, math.inf)
     if not low <= 1.0 <= high:
         raise ValueError(f"module must allow steps of 1, got a {name} that limits them to [{low}, {high}]")

@@ -166,9 +166,9 @@ class _ChunkedScan(torch.autograd.Function):
         initial: torch.Tensor | None,
         size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        (batch, time, heads, p), (groups, n) = driven.shape, keys.shape[2:]
+        (time, heads), groups = driven.shape[1:3], keys.shape[2]
         size = min(size, time)
-        D, K, Q = (_chunked(part.reshape(batch, time, groups, -1), size) for part in (driven, keys, queries))
+        D, K, Q = (_chunked(part.reshape(len(part), time, groups, -1), size) for part in (driven, keys, queries))
         passed = _chunked(rates.unflatten(2, (groups, -1)), size).cumsum(dim=3)  # (b, c, g, q, h/g)
         decays = _decays(passed.mT, D.dtype)
         weights = (Q @ K.mT).tril()[:, :, :, None] * decays
@@ -246,8 +246,8 @@ def _scaled(matrices: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 def _decays(passed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return exp(passed_i - passed_j) for i >= j, else 1, from cumulated rates (..., q), in another precision."""
-    difference = passed[..., :, None] - passed[..., None, :]
-    return difference.to(dtype).clamp_(max=0.0).exp_()
+    difference = (passed[..., :, None] - passed[..., None, :]).to(dtype)
+    return difference.tril_().exp_()  # what lies ahead could overflow
 
 
 def _rows(states: list[torch.Tensor], groups: int) -> torch.Tensor:

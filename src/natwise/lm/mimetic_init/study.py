@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch.nn.functional import cross_entropy
 
 from natwise.core.random import Streams
@@ -38,8 +39,9 @@ Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of a task and of the network that is trained on it."""
+    """A task, and the network that is trained on it."""
 
+    task: str
     vocabulary: int
     lengths: tuple[int, int]  # copying: shortest and longest; recall: tokens and pairs
     width: int
@@ -47,20 +49,34 @@ class Setting:
     head: int
     steps: int
     batch_size: int
-    seeds: int
     learning_rate: float = 2e-3
     warmup: int = 50
+    mixer: str = "Mamba2"
+    tied: bool = True  # whether the output matrix is the embedding
+    mixed: bool = False  # whether a batch mixes lengths
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    setting: Setting
+    arm: str
+    seed: int
+    device: str
+
+
+SEEDS = {"ci": 2, "small": 5, "paper": 5}
+FEWER_SEEDS = 2  # for comparisons with many arms
 COPYING = {
-    "ci": Setting(8, (4, 8), 32, 32, 16, 200, 32, 2, warmup=20),
-    "small": Setting(26, (8, 16), 64, 64, 32, 600, 64, 5),
-    "paper": Setting(26, (20, 50), 256, 128, 64, 5000, 128, 5, learning_rate=1e-3, warmup=200),
+    "ci": Setting("copying", 8, (4, 8), 32, 32, 16, 200, 32, warmup=20),
+    "small": Setting("copying", 26, (8, 16), 64, 64, 32, 600, 64),
+    "paper": Setting("copying", 26, (20, 50), 256, 128, 64, 5000, 128, learning_rate=1e-3, warmup=200),
 }
 RECALL = {
-    "ci": Setting(32, (24, 4), 32, 32, 16, 200, 32, 2, warmup=20),
-    "small": Setting(128, (48, 8), 64, 64, 32, 500, 48, 5),
-    "paper": Setting(8192, (256, 16), 256, 128, 64, 5000, 256, 5, learning_rate=1e-3, warmup=200),
+    "ci": Setting("recall", 32, (24, 4), 32, 32, 16, 200, 32, warmup=20),
+    "small": Setting("recall", 128, (48, 8), 64, 64, 32, 500, 48),
+    "paper": Setting("recall", 8192, (256, 16), 256, 128, 64, 5000, 256, learning_rate=1e-3, warmup=200),
 }
 RATES = (5e-4, 2e-3, 5e-3, 1e-2)
 
@@ -76,7 +92,7 @@ def run(
         Its id on the card.
     scale : {"ci", "small", "paper"}
     seed : int
-        Of the first of several runs; each seeds weights and data.
+        Of the first of several runs; each seeds weights and data. Claims that are read off the same runs share them.
     data_dir : path, optional
         Not used: all data are made.
     device : str
@@ -100,64 +116,73 @@ def figure(claim: str, result: Result) -> Figure:
 
 
 def _copying(scale: str, seed: int, device: str) -> Found:
-    """Worst mimetic seed against best default seed, at one learning rate; accuracy also at twice the length."""
-    setting = COPYING[scale]
-    arrays: dict[str, Any] = {}
-    for arm in ("default", "mimetic"):
-        rows = [_copy(setting, arm, seed + i, device) for i in range(setting.seeds)]
-        arrays |= {f"{arm}/{name}": np.array([row[name] for row in rows]) for name in rows[0]}
-    scalars = _gap(arrays["default/accuracy"], arrays["mimetic/accuracy"])
-    for arm in ("default", "mimetic"):
-        scalars |= {f"{arm}_{n}": float(arrays[f"{arm}/{n}"].mean()) for n in ("accuracy", "exact", "longer")}
-    return arrays, scalars, _params(setting)
+    """Default and mimetic starts at one learning rate, at the longest length in training and at twice it."""
+    return _two_arms(COPYING[scale], scale, seed, device)
 
 
 def _recall(scale: str, seed: int, device: str) -> Found:
-    setting = RECALL[scale]
-    draw = associative_recall(setting.vocabulary, *setting.lengths)
-    arrays = {}
-    for arm in ("default", "mimetic"):
-        found = []
-        for i in range(setting.seeds):
-            model = _train(setting, draw, arm, seed + i, device)
-            found.append(_accuracy(model, draw, setting, seed + i, device)[0])
-        arrays[f"{arm}/accuracy"] = np.array(found)
-    scalars = _gap(arrays["default/accuracy"], arrays["mimetic/accuracy"])
-    scalars |= {f"{arm}_accuracy": float(arrays[f"{arm}/accuracy"].mean()) for arm in ("default", "mimetic")}
-    return arrays, scalars, {**_params(setting), "chance": 2 / setting.vocabulary}
+    arrays, scalars, params = _two_arms(RECALL[scale], scale, seed, device)
+    return arrays, scalars, {**params, "chance": 2 / RECALL[scale].vocabulary}
+
+
+def _two_arms(setting: Setting, scale: str, seed: int, device: str) -> Found:
+    table = _table(setting, COLOURS, range(seed, seed + SEEDS[scale]), device)
+    arrays = {f"{arm}/{name}": values for arm, found in table.items() for name, values in found.items()}
+    default, mimetic = arrays["default/accuracy"], arrays["mimetic/accuracy"]
+    scalars = {
+        "worst_mimetic_minus_best_default": float(mimetic.min() - default.max()),
+        "worst_mimetic": float(mimetic.min()),
+        "best_default": float(default.max()),
+    }
+    scalars |= {name.replace("/", "_"): float(values.mean()) for name, values in arrays.items()}
+    if "mimetic_longer" in scalars:
+        scalars["longer_gain"] = scalars["mimetic_longer"] - scalars["default_longer"]
+    return arrays, scalars, asdict(setting)
 
 
 def _rates(scale: str, seed: int, device: str) -> Found:
     """Train both arms on copying with every learning rate, which says what tuning alone gives the default."""
-    setting = replace(COPYING[scale], seeds=max(COPYING[scale].seeds // 2, 1))
-    arrays: dict[str, Any] = {"rates": np.array(RATES)}
-    for arm in ("default", "mimetic"):
-        table = [
-            [_copy(replace(setting, learning_rate=rate), arm, seed + i, device)["accuracy"] for rate in RATES]
-            for i in range(setting.seeds)
-        ]
-        arrays[f"{arm}/accuracy"] = np.array(table)
-    default, mimetic = (arrays[f"{arm}/accuracy"].mean(axis=0) for arm in ("default", "mimetic"))
+    settings = [replace(COPYING[scale], learning_rate=rate) for rate in RATES]
+    seeds = range(seed, seed + FEWER_SEEDS)
+    _run_all(Run(setting, arm, i, device) for setting in settings for arm in COLOURS for i in seeds)
+    tables = [_table(setting, COLOURS, seeds, device) for setting in settings]
+    arrays = {f"{arm}/accuracy": np.stack([t[arm]["accuracy"] for t in tables], axis=1) for arm in COLOURS}
+    default, mimetic = (arrays[f"{arm}/accuracy"].mean(axis=0) for arm in COLOURS)
+    fixed = RATES.index(2e-3)
     scalars = {
         "best_mimetic_minus_best_default": float(mimetic.max() - default.max()),
-        "best_default": float(default.max()),
-        "best_mimetic": float(mimetic.max()),
+        "closed_by_tuning": float((default.max() - default[fixed]) / (mimetic[fixed] - default[fixed])),
         "best_default_rate": float(RATES[default.argmax()]),
         "best_mimetic_rate": float(RATES[mimetic.argmax()]),
     }
-    return arrays, scalars, _params(setting)
+    for arm, means in {"default": default, "mimetic": mimetic}.items():
+        scalars |= {f"{arm}_at_{rate:g}": float(value) for rate, value in zip(RATES, means, strict=True)}
+    return {"rates": np.array(RATES), **arrays}, scalars, asdict(COPYING[scale])
 
 
 def _ingredients(scale: str, seed: int, device: str) -> Found:
     """Train on copying with each ingredient alone, all, and the identity convolution on top."""
-    setting = replace(COPYING[scale], seeds=max(COPYING[scale].seeds // 2, 1))
-    table = np.array(
-        [[_copy(setting, arm, seed + i, device)["accuracy"] for i in range(setting.seeds)] for arm in ARMS]
-    )
-    mean = dict(zip(ARMS, table.mean(axis=1), strict=True))
+    table = _table(COPYING[scale], ARMS, range(seed, seed + FEWER_SEEDS), device)
+    accuracy = np.array([table[arm]["accuracy"] for arm in ARMS])
+    mean = dict(zip(ARMS, accuracy.mean(axis=1), strict=True))
     scalars = {f"{arm.replace(' ', '_')}_accuracy": float(value) for arm, value in mean.items()}
     scalars["state_share"] = float((mean["state"] - mean["default"]) / (mean["mimetic"] - mean["default"]))
-    return {"accuracy": table}, scalars, {**_params(setting), "arms": list(ARMS)}
+    scalars["lost_by_convolution"] = float(mean["mimetic"] - mean["mimetic and convolution"])
+    return {"accuracy": accuracy}, scalars, {**asdict(COPYING[scale]), "arms": list(ARMS)}
+
+
+def _variants(scale: str, seed: int, device: str) -> Found:
+    """Compare both arms with an output matrix of their own, and with batches that mix lengths, one seed."""
+    names = {"as above": {}, "own output matrix": {"tied": False}, "mixed lengths": {"mixed": True}}
+    names["both"] = names["own output matrix"] | names["mixed lengths"]
+    settings = {name: replace(COPYING[scale], **changes) for name, changes in names.items()}
+    _run_all(Run(setting, arm, seed, device) for setting in settings.values() for arm in COLOURS)
+    tables = [_table(setting, COLOURS, [seed], device) for setting in settings.values()]
+    accuracy = np.array([[table[arm]["accuracy"][0] for arm in COLOURS] for table in tables])
+    scalars = {"smallest_gain": float((accuracy[:, 1] - accuracy[:, 0]).min())}
+    for name, row in zip(names, accuracy, strict=True):
+        scalars |= {f"{arm}_{name.replace(' ', '_')}": float(v) for arm, v in zip(COLOURS, row, strict=True)}
+    return {"accuracy": accuracy}, scalars, {**asdict(COPYING[scale]), "names": list(names)}
 
 
 def _maps(scale: str, seed: int, device: str) -> Found:
@@ -179,49 +204,75 @@ def _maps(scale: str, seed: int, device: str) -> Found:
 
 
 def _mamba1(scale: str, seed: int, device: str) -> Found:
-    """Compare default and mimetic Mamba-1 layers on copying, one seed."""
-    setting = replace(COPYING[scale], states=min(COPYING[scale].states, 32), steps=COPYING[scale].steps // 2, seeds=1)
-    rows = {arm: _copy(setting, arm, seed, device, Mamba1) for arm in ("default", "mimetic")}
-    scalars = {f"{arm}_accuracy": row["accuracy"] for arm, row in rows.items()}
+    """Compare default and mimetic Mamba-1 layers on copying, one seed, half the steps."""
+    setting = COPYING[scale]
+    setting = replace(setting, mixer="Mamba1", states=min(setting.states, 32), steps=setting.steps // 2)
+    table = _table(setting, COLOURS, [seed], device)
+    scalars = {f"{arm}_accuracy": float(table[arm]["accuracy"][0]) for arm in COLOURS}
     scalars["mimetic_minus_default"] = scalars["mimetic_accuracy"] - scalars["default_accuracy"]
-    return {}, scalars, _params(setting)
+    return {}, scalars, asdict(setting)
 
 
 STUDIES: dict[str, Callable[[str, int, str], Found]] = {
+    "attention-maps": _maps,
     "copying": _copying,
-    "recall": _recall,
+    "length-generalisation": _copying,
     "learning-rates": _rates,
     "ingredients": _ingredients,
-    "attention-maps": _maps,
+    "convolution": _ingredients,
+    "head-and-lengths": _variants,
+    "recall": _recall,
+    "recall-default": _recall,
     "mamba-1": _mamba1,
 }
 
 
 # training and measuring
 
+_FOUND: dict[Run, dict[str, float]] = {}
 
-def _copy(
-    setting: Setting, arm: str, seed: int, device: str, mixer: type[torch.nn.Module] = Mamba2
-) -> dict[str, float]:
-    """Train on copying; return accuracies by token and by sequence at the longest length, and by token at twice it."""
-    draw = copying(setting.vocabulary, setting.lengths)
-    model = _train(setting, draw, arm, seed, device, mixer)
+
+def _table(
+    setting: Setting, arms: Iterable[str], seeds: Iterable[int], device: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return what every arm reaches with every seed."""
+    runs = {arm: [Run(setting, arm, seed, device) for seed in seeds] for arm in arms}
+    _run_all(run for row in runs.values() for run in row)
+    return {
+        arm: {name: np.array([_FOUND[run][name] for run in row]) for name in _FOUND[row[0]]}
+        for arm, row in runs.items()
+    }
+
+
+def _run_all(runs: Iterable[Run]) -> None:
+    """Make the trainings that are still missing, side by side in as many processes as torch would take threads."""
+    missing = [run for run in dict.fromkeys(runs) if run not in _FOUND]
+    processes = min(torch.get_num_threads(), len(missing) // 4) if all(run.device == "cpu" for run in missing) else 1
+    found = Parallel(n_jobs=max(processes, 1))(map(delayed(_measure), missing))
+    _FOUND.update(zip(missing, found, strict=True))
+
+
+def _measure(run: Run) -> dict[str, float]:
+    """Train; return accuracies by token and by sequence on new data, for copying by token at twice the length too."""
+    setting = run.setting
+    if setting.task == "recall":
+        draw = associative_recall(setting.vocabulary, *setting.lengths)
+        accuracy, exact = _accuracy(_train(run, draw), draw, run)
+        return {"accuracy": accuracy, "exact": exact}
+    model = _train(run, copying(setting.vocabulary, setting.lengths, mixed=setting.mixed))
     longest = setting.lengths[1]
-    accuracy, exact = _accuracy(model, copying(setting.vocabulary, (longest, longest)), setting, seed, device)
-    longer, _ = _accuracy(model, copying(setting.vocabulary, (2 * longest, 2 * longest)), setting, seed, device)
+    accuracy, exact = _accuracy(model, copying(setting.vocabulary, (longest, longest)), run)
+    longer, _ = _accuracy(model, copying(setting.vocabulary, (2 * longest, 2 * longest)), run)
     return {"accuracy": accuracy, "exact": exact, "longer": longer}
 
 
-def _train(
-    setting: Setting, draw: Draw, arm: str, seed: int, device: str, mixer: type[torch.nn.Module] = Mamba2
-) -> MambaLM:
-    streams = Streams(seed).child("mimetic")
-    options: dict[str, Any] = {"d_state": setting.states}
-    if mixer is Mamba2:
-        options["head_dim"] = setting.head
-    tokens = setting.vocabulary + 1
-    model = MambaLM(tokens, setting.width, 2, mixer=mixer, random_state=streams.seed("weights"), **options)
-    if (changes := ARMS[arm]) is not None:
+def _train(run: Run, draw: Draw) -> MambaLM:
+    streams, setting = Streams(run.seed).child("mimetic"), run.setting
+    options: dict[str, Any] = {"d_state": setting.states, "tie_embeddings": setting.tied}
+    options |= {"mixer": Mamba1} if setting.mixer == "Mamba1" else {"mixer": Mamba2, "head_dim": setting.head}
+    tokens = setting.vocabulary + (setting.task == "copying")  # with the separator
+    model = MambaLM(tokens, setting.width, 2, random_state=streams.seed("weights"), **options)
+    if (changes := ARMS[run.arm]) is not None:
         mimetic_init_(model, **changes)
     trainer = Trainer(
         max_epochs=1,
@@ -231,8 +282,8 @@ def _train(
         optimizer=lambda _, lr: torch.optim.AdamW(parameter_groups(model, 0.01), lr=lr),
         schedule=partial(_warm_cosine, warmup=setting.warmup),
         max_grad_norm=1.0,
-        mixed_precision="no" if device == "cpu" else "bf16",
-        device=device,
+        mixed_precision="no" if run.device == "cpu" else "bf16",
+        device=run.device,
         random_state=streams.seed("training"),
     )
     trainer.fit(model, _loss, draw)
@@ -248,25 +299,13 @@ def _warm_cosine(step: int, n_steps: int, warmup: int) -> float:
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / n_steps)))
 
 
-def _accuracy(model: MambaLM, draw: Draw, setting: Setting, seed: int, device: str) -> tuple[float, float]:
+def _accuracy(model: MambaLM, draw: Draw, run: Run) -> tuple[float, float]:
     """Return the share of right tokens and of wholly right sequences among 256 new ones."""
-    tokens, labels = draw(256, Streams(seed).child("mimetic").numpy("test"))
+    tokens, labels = draw(256, Streams(run.seed).child("mimetic").numpy("test"))
     with torch.no_grad():
-        right = torch.cat([model(part.to(device)).argmax(-1).cpu() for part in tokens.split(64)]) == labels
+        right = torch.cat([model(part.to(run.device)).argmax(-1).cpu() for part in tokens.split(64)]) == labels
     counted = labels != -100
     return float(right[counted].double().mean()), float((right | ~counted).all(dim=1).double().mean())
-
-
-def _gap(default: np.ndarray, mimetic: np.ndarray) -> dict[str, float]:
-    return {
-        "worst_mimetic_minus_best_default": float(mimetic.min() - default.max()),
-        "worst_mimetic": float(mimetic.min()),
-        "best_default": float(default.max()),
-    }
-
-
-def _params(setting: Setting) -> dict[str, Any]:
-    return dict(vars(setting))
 
 
 # figures
@@ -320,6 +359,17 @@ def _draw_ingredients(result: Result) -> Figure:
     return canvas
 
 
+def _draw_variants(result: Result) -> Figure:
+    canvas, axes = _axes(7.0)
+    for i, (arm, colour) in enumerate(COLOURS.items()):
+        axes.barh(np.arange(4) + 0.4 * i, result.arrays["accuracy"][:, i], 0.36, color=colour, label=arm)
+    axes.set(yticks=np.arange(4) + 0.2, yticklabels=result.params["names"], xlim=(0, 1.03))
+    axes.set_xlabel("token accuracy on copying, one seed")
+    axes.invert_yaxis()
+    axes.legend()
+    return canvas
+
+
 def _draw_maps(result: Result) -> Figure:
     from matplotlib.figure import Figure
 
@@ -343,9 +393,13 @@ def _draw_bars(result: Result) -> Figure:
 
 FIGURES: dict[str, Callable[[Result], Figure]] = {
     "copying": _draw_dots,
+    "length-generalisation": _draw_dots,
     "recall": _draw_dots,
+    "recall-default": _draw_dots,
     "learning-rates": _draw_rates,
     "ingredients": _draw_ingredients,
+    "convolution": _draw_ingredients,
+    "head-and-lengths": _draw_variants,
     "attention-maps": _draw_maps,
     "mamba-1": _draw_bars,
 }
