@@ -19,6 +19,7 @@ from natwise.testing import (
     check_resume,
     same_bits,
     unchanged,
+    with_derived_arguments,
 )
 
 X = np.arange(12.0).reshape(6, 2)
@@ -53,6 +54,22 @@ class Plain(TransformerMixin, BaseEstimator):
 def test_right_estimators_pass():
     check_estimator_contract(Plain(), X)
     check_estimator_contract(Scaler(random_state=5), X, weight=2.0)
+
+
+class Weighted(Plain):
+    def fit(self, X, y=None, *, weight):
+        super().fit(X)
+        self.weight_ = weight
+        return self
+
+
+def _ones(X, y):
+    return {"weight": 1.0}
+
+
+def test_fit_with_more_arguments_can_be_checked():
+    check_estimator_contract(with_derived_arguments(Weighted, _ones)(), X)
+    assert with_derived_arguments(Weighted, _ones)().fit(X).weight_ == 1.0
 
 
 def _broken(fit=None, transform=None):
@@ -151,6 +168,9 @@ def test_runs_that_do_not_resume_are_found(tmp_path):
         (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16), True),
         (torch.eye(2).to_sparse(), torch.zeros(2, 2).to_sparse(), False),
         (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), False),
+        (torch.eye(2).to_sparse(), torch.eye(2), False),
+        (pd.Timestamp("2020-01-01"), pd.Timestamp("2020-01-01"), True),
+        (pd.Timestamp("2020-01-01"), pd.Timestamp("2020-01-02"), False),
         (pd.DataFrame({"a": [1, None]}), pd.DataFrame({"a": [1, None]}), True),
         (scipy.sparse.eye(2).tocsr(), scipy.sparse.eye(2).tocsr(), True),
         ({"a": [1, (2.0,)]}, {"a": [1, (2.5,)]}, False),
@@ -160,6 +180,26 @@ def test_runs_that_do_not_resume_are_found(tmp_path):
 def test_same_bits(a, b, same):
     assert same_bits(a, b) is same
     assert same_bits(a, a)
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        (np.eye(2), lambda array: array),
+        (torch.eye(2), lambda tensor: tensor),
+        (torch.eye(2).to_sparse(), lambda tensor: tensor._values()),
+    ],
+)
+def test_changed_inputs_are_found_in_containers(value, content):
+    with unchanged({"a": [value]}):
+        pass
+    with pytest.raises(AssertionError, match="an input was changed"), unchanged({"a": [value]}):
+        content(value).mul_(2) if isinstance(value, torch.Tensor) else np.multiply(value, 2, out=value)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_changed_rows_of_compressed_tensors_are_found():
+    test_changed_inputs_are_found_in_containers(torch.eye(2).to_sparse_csr(), lambda tensor: tensor.values())
 
 
 def test_changed_settings_are_found():

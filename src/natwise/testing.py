@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,6 +63,33 @@ def check_estimator_contract(estimator: Any, X: Any, y: Any = None, **fit_params
         assert same_bits(value, _learned(second)[name]), f"{name} must be the same for the same seed"
         assert _is_finite(value), f"{name} must be finite"
     _check_outputs(first, second, X)
+
+
+def with_derived_arguments(estimator: Any, derive: Callable[[Any, Any], Mapping[str, Any]]) -> Any:
+    """Return a subclass whose ``fit(X, y=None)`` makes up the other arguments, so that scikit-learn's checks can run.
+
+    Parameters
+    ----------
+    estimator : type
+        A class of estimators whose `fit` needs more than X and y.
+    derive : callable
+        ``derive(X, y)`` returns the keyword arguments of `fit`; an entry ``y`` replaces y. A function of a module, so
+        that the subclass can be pickled.
+    """
+
+    def fit(self: Any, X: Any, y: Any = None) -> Any:
+        return estimator.fit(self, X, **{"y": y, **derive(X, y)})
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return _blank, (estimator, derive), self.__getstate__()
+
+    content = {"fit": fit, "__reduce__": reduce, "__module__": estimator.__module__, "__doc__": estimator.__doc__}
+    return type(estimator.__name__, (estimator,), content)
+
+
+def _blank(estimator: Any, derive: Callable[[Any, Any], Mapping[str, Any]]) -> Any:
+    subclass = with_derived_arguments(estimator, derive)
+    return subclass.__new__(subclass)
 
 
 def check_bad_input(call: Callable[..., Any], cases: Iterable[BadInput], **good: Any) -> None:
@@ -148,7 +176,7 @@ def unchanged(*inputs: Any) -> Iterator[None]:
     Global are the generators of Python, NumPy and torch, torch's default dtype, threads and gradient mode, and
     NumPy's error handling.
     """
-    kept, before = copy.deepcopy(inputs), _global_state()
+    kept, before = _copied(inputs), _global_state()
     try:
         yield
     finally:
@@ -163,7 +191,8 @@ def same_bits(a: Any, b: Any) -> bool:
     if a is b or type(a) is not type(b):
         return a is b
     if hasattr(a, "detach"):
-        return a.dtype == b.dtype and a.shape == b.shape and same_bits(_bytes(a), _bytes(b))
+        same_kind = a.dtype == b.dtype and a.shape == b.shape and a.layout == b.layout and a.device == b.device
+        return same_kind and same_bits(_bytes(a), _bytes(b))
     if isinstance(a, np.ndarray):
         same_kind = a.dtype == b.dtype and a.shape == b.shape
         if a.dtype == object:
@@ -173,13 +202,26 @@ def same_bits(a: Any, b: Any) -> bool:
         return list(a) == list(b) and all(same_bits(a[name], b[name]) for name in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_bits, a, b))
-    if hasattr(a, "to_numpy"):
+    if hasattr(a, "equals"):
         return bool(a.equals(b))
     if isinstance(a, float):
         return np.float64(a).tobytes() == np.float64(b).tobytes()
-    if hasattr(a, "__dict__"):
+    if hasattr(a, "__dict__") and not isinstance(a, (date, timedelta)):  # of which pandas' times are subclasses
         return same_bits(vars(a), vars(b))
     return bool(a == b)
+
+
+def _copied(value: Any) -> Any:
+    """Return a deep copy; torch's compressed sparse tensors know no `deepcopy`."""
+    import torch
+
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, torch.Tensor) and value.layout not in (torch.strided, torch.sparse_coo):
+        return value.detach().clone()
+    return copy.deepcopy(value)
 
 
 def _bytes(tensor: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from natwise.core.validation import (
     check_array,
+    check_flag,
     check_integer,
     check_option,
     check_real,
@@ -35,6 +36,10 @@ CASES = [
     (check_real, {"value": 2, "maximum": 1.0}, ValueError, "value must be <= 1.0, got 2.0"),
     (check_option, {"value": "meen", "options": ("mean", "sum")}, ValueError, "'mean', 'sum', got 'meen'. Did you"),
     (check_option, {"value": 1, "options": (True, "a")}, ValueError, "value must be one of True, 'a', got 1"),
+    (check_flag, {"value": 1}, TypeError, "value must be True or False, got 1 (int)"),
+    (check_flag, {"value": None}, TypeError, "value must be True or False, got None"),
+    (check_array, {"value": None}, TypeError, "value must be an array, got None"),
+    (check_array, {"value": {"a": 1}}, TypeError, "value must be an array, got {'a': 1}"),
     (check_array, {"value": "abc"}, TypeError, "value must be numeric, got dtype <U3"),
     (check_array, {"value": [1j]}, TypeError, "value must be numeric, got dtype complex128"),
     (check_array, {"value": [1, "2"]}, TypeError, "value must be numeric"),
@@ -68,6 +73,7 @@ def test_good_values_come_back_in_canonical_form():
     assert same_bits(check_real("a", Fraction(1, 4), minimum=0.25), 0.25)
     assert same_bits(check_real("a", np.float32(0.5), minimum=0, maximum=1, exclusive=True), 0.5)
     assert check_option("a", None, (None, "x")) is None
+    assert check_flag("a", np.bool_(False)) is False
     for value, dtype in [([1, 2], "f8"), (np.float16([1]), "f8"), (np.float32([1]), "f4"), ([True], "f8")]:
         assert check_array("a", value).dtype == dtype
     assert check_array("a", pd.DataFrame({"x": [1, 2]}), shape=(2, 1)).tolist() == [[1.0], [2.0]]

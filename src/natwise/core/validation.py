@@ -57,6 +57,13 @@ def check_real(
     return _check_range(name, number, minimum, maximum, exclusive)
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` when it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shorten(value)} ({type(value).__name__})")
+    return bool(value)
+
+
 def check_option(name: str, value: Any, options: Sequence[Any]) -> Any:
     """Return `value` when it is one of `options`, else say which exist and which is nearest."""
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
@@ -136,6 +143,8 @@ def _as_numeric(name: str, value: Any) -> np.ndarray:
         except (TypeError, RuntimeError):
             kind = f"{value.layout} {value.dtype}"
             raise TypeError(f"{name} must be a dense tensor of a NumPy type, got {kind}") from None
+    if value is None or isinstance(value, (dict, set, frozenset)):
+        raise TypeError(f"{name} must be an array, got {shorten(value)}")
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} must be a dense array, got a sparse {type(value).__name__}")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from natwise.core.validation import check_integer, shorten
+from natwise.core.validation import check_flag, check_integer, shorten
 from natwise.graphs.mixhop._features import Features, recall_features
 from natwise.graphs.mixhop._graph import Graph, Memory, product, recall_graph
 
@@ -160,13 +160,6 @@ def check_widths(name: str, value: Any, powers: Any) -> dict[int, int]:
     if not any(widths.values()):
         raise ValueError(f"{name} must have a positive sum of widths, got {shorten(value)}")
     return {int(power): width for power, width in widths.items() if width}
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Return `value` when it is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shorten(value)}")
-    return value
 
 
 def _listed(powers: Any) -> list[Any]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from natwise.core.validation import check_integer, check_option, check_real, shorten
-from natwise.graphs.mixhop._conv import MixHopConv, check_flag, check_widths, propagated
+from natwise.core.validation import check_flag, check_integer, check_option, check_real, shorten
+from natwise.graphs.mixhop._conv import MixHopConv, check_widths, propagated
 from natwise.graphs.mixhop._features import Features, binarized, dropped, recall_features, unit_rows
 from natwise.graphs.mixhop._graph import Memory, recall_graph
 

@@ -4,6 +4,7 @@ golden.npz holds `x`, `label` and what the original implementation of LEACE make
 projection `P` without shrinkage, with the defaults of shrinkage and trace constraint, and the orthogonal variant.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from natwise.shift.spurious_features import (
 )
 from natwise.shift.spurious_features._last_layer import METHODS
 from natwise.shift.spurious_features._leace import Moments
-from natwise.testing import check_bad_input, check_estimator_contract
+from natwise.testing import check_bad_input, check_estimator_contract, with_derived_arguments
 
 GOLDEN = load_npz(Path(__file__).parent / "golden.npz")
 
@@ -266,62 +267,32 @@ def test_disentangler_descends_its_objective():
     assert float(objective(parts)) == pytest.approx(expected, rel=1e-9)
 
 
-class _Derived:
-    """`fit(X, y)` for scikit-learn's checks: attribute, counterfactual and, for transformers, class are made up."""
-
-    needs_counterfactual = False
-
-    def fit(self, X, y=None):
-        shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
-        rows = np.arange(shape[0])
-        if not isinstance(self, LastLayerRetrainer):
-            y = rows // 2 % 2
-        labels = np.asarray(y)
-        if labels.shape == rows.shape:
-            rows = np.array([np.sum(labels[:i] == labels[i]) for i in rows])  # within classes
-        extra = {"counterfactual": np.zeros(shape)} if self.needs_counterfactual else {}
-        return super().fit(X, y, attribute=rows % 2, **extra)
+def _made_up(X, y, *, transformer=True, counterfactual=False):
+    """Return what `fit` needs beside X and y: attribute, counterfactual and, for transformers, class."""
+    shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
+    rows = np.arange(shape[0])
+    derived = {"y": rows // 2 % 2} if transformer else {}
+    labels = np.asarray(derived.get("y", y))
+    if labels.shape == rows.shape:
+        rows = np.array([np.sum(labels[:i] == labels[i]) for i in rows])  # within classes
+    return derived | {"attribute": rows % 2} | ({"counterfactual": np.zeros(shape)} if counterfactual else {})
 
 
-class CheckedLEACE(_Derived, LEACE):
-    pass
-
-
-class CheckedINLP(_Derived, INLP):
-    pass
-
-
-class CheckedCounterfactualProjection(_Derived, CounterfactualProjection):
-    needs_counterfactual = True
-
-
-class CheckedDropDimensions(_Derived, DropDimensions):
-    pass
-
-
-class CheckedLinearDisentangler(_Derived, LinearDisentangler):
-    pass
-
-
-class CheckedLastLayerRetrainer(_Derived, LastLayerRetrainer):
-    pass
-
-
-class CheckedSpuriousFeatureReport(_Derived, SpuriousFeatureReport):
-    pass
-
-
+_head = functools.partial(_made_up, transformer=False)
+_pair = functools.partial(_made_up, counterfactual=True)
 CHECKED = [
-    CheckedLEACE(),
-    CheckedLEACE(balance="group", shrinkage=True),
-    CheckedINLP(2, balance="group"),
-    CheckedCounterfactualProjection(),
-    CheckedDropDimensions(0),
-    CheckedLinearDisentangler(1, 0, tol=0.1),
-    CheckedLastLayerRetrainer("reweight"),
-    CheckedSpuriousFeatureReport(2),
+    with_derived_arguments(LEACE, _made_up)(),
+    with_derived_arguments(LEACE, _made_up)(balance="group", shrinkage=True),
+    with_derived_arguments(INLP, _made_up)(2, balance="group"),
+    with_derived_arguments(CounterfactualProjection, _pair)(),
+    with_derived_arguments(DropDimensions, _made_up)(0),
+    with_derived_arguments(LinearDisentangler, _made_up)(1, 0, tol=0.1),
+    with_derived_arguments(LastLayerRetrainer, _head)("reweight"),
+    with_derived_arguments(SpuriousFeatureReport, _made_up)(2),
 ]
-OTHER_HEADS = [CheckedLastLayerRetrainer(method, n_refits=2) for method in METHODS if method != "reweight"]
+OTHER_HEADS = [
+    with_derived_arguments(LastLayerRetrainer, _head)(method, n_refits=2) for method in METHODS if method != "reweight"
+]
 
 
 @parametrize_with_checks(CHECKED)

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer, TrainingHistory
-from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_device, check_flag, check_integer, check_option, check_real
 from natwise.timeseries.event_precursors._baselines import later_part
 from natwise.timeseries.event_precursors._corpus import Blocks, Corpus
 from natwise.timeseries.event_precursors._counts import word_associations
@@ -284,8 +284,7 @@ class EventForecaster(BaseEstimator):
         check_encoder(self.encoder, ("words", "bag_of_words"))
         check_option("class_weight", self.class_weight, ("balanced", None))
         for name in ("sentences", "counts", "past_labels"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {shorten(getattr(self, name))}")
+            check_flag(name, getattr(self, name))
         for name in ("hidden_dim", "n_members", "max_epochs", "batch_size", "min_documents", "max_words"):
             check_integer(name, getattr(self, name), minimum=1)
         check_real("dropout", self.dropout, minimum=0.0, maximum=0.95)

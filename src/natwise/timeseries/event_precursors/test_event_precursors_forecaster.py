@@ -319,7 +319,7 @@ def test_bad_input_of_the_forecaster():
         ({"encoder": lambda texts: np.full((len(texts), 2), np.nan)}, ValueError, "finite"),
         ({"encoder": lambda texts: np.ones((3, 2))}, ValueError, "shape"),
         ({"class_weight": "rare"}, ValueError, "one of"),
-        ({"counts": 1}, TypeError, "bool"),
+        ({"counts": 1}, TypeError, "True or False"),
         ({"dropout": 1.5}, ValueError, "<="),
         ({"learning_rate": -1.0}, ValueError, ">= 0"),
         ({"validation_fraction": 1.0}, ValueError, "<= 0.9"),
