@@ -1,4 +1,4 @@
-"""Re-measure the claims of the card on byte-level models, beside plain training at equal steps and at equal flops."""
+"""Re-measure the claims of the card on character models, beside plain training at equal steps and at equal flops."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 from natwise.core.random import Streams, global_generators_kept
 from natwise.core.validation import check_option
 from natwise.datasets.language import draw_windows, load_corpus
-from natwise.lm._study import byte_llama, training_arguments, validation_loss
+from natwise.lm._study import training_arguments, validation_loss
 from natwise.lm.salt import SaltSchedule, salt_loss, select_sequences, sequence_scores
 from natwise.result import Result, provenance
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 KIND = "lm.salt"
 WEIGHT = 0.667
-N_EVALUATIONS = 16
+N_EVALUATIONS = 8
 COLOURS = {"baseline": "#555555", "salt": "#0072b2", "rkd": "#d55e00", "selected": "#cc79a7", "teacher": "#009e73"}
 Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
@@ -45,14 +46,17 @@ class Setting:
     batch_size: int
     learning_rate: float
     seeds: int
+    warmup_steps: int = 50
     validation_windows: int = 256
 
 
 SETTINGS = {
-    "ci": Setting("text/tinyshakespeare.txt", (64, 2, 2), (32, 1, 2), 240, 500, 60, 32, 16, 4e-3, 1),
-    "small": Setting("text/tinyshakespeare.txt", (96, 2, 4), (64, 1, 2), 800, 1500, 200, 64, 16, 2e-3, 3),
+    "ci": Setting(
+        "text/tinyshakespeare.txt", (96, 2, 4), (32, 1, 2), 400, 1500, 100, 64, 8, 2e-3, 1, validation_windows=128
+    ),
+    "small": Setting("text/tinyshakespeare.txt", (96, 2, 4), (32, 1, 2), 800, 1500, 200, 64, 16, 2e-3, 3),
     "paper": Setting(
-        "text/war_and_peace_first_two_thirds.txt", (512, 8, 8), (256, 4, 4), 6000, 6000, 1500, 256, 64, 1e-3, 3
+        "text/war_and_peace_first_two_thirds.txt", (512, 8, 8), (256, 4, 4), 6000, 6000, 1500, 256, 64, 1e-3, 3, 375
     ),
 }
 
@@ -87,26 +91,49 @@ def figure(claim: str, result: Result) -> Figure:
     from matplotlib.figure import Figure
 
     check_option("claim", claim, list(STUDIES))
-    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = canvas.add_subplot()
     if claim == "mixture-risk":
+        canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = canvas.add_subplot()
         axes.plot(result.arrays["weight"], result.arrays["risk"].T, label=[f"{n} samples" for n in result.params["n"]])
         axes.set(xlabel="weight of the teacher", ylabel="expected squared error of probabilities", yscale="log")
         axes.legend()
         return canvas
+    canvas = Figure(figsize=(9.0, 4.0), layout="constrained")
+    left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
+    if claim == "steps-to-baseline":
+        ends = np.array([result.scalars["share_of_steps"], 1.0]) * result.params["steps"]
+        left.plot(ends, [result.scalars["baseline_loss"]] * 2, "o-.", color="black", label="baseline's final loss")
+    _draw_curves(left, result, CURVES[claim])
+    _draw_differences(right, result)
+    return canvas
+
+
+def _draw_curves(axes: Any, result: Result, names: tuple[str, ...]) -> None:
+    """Mean over the seeds, and the range, of validation losses; the start, where all are alike, is cut off."""
     steps = result.arrays["steps"]
-    for name in ("baseline", "rkd", "salt", "selected"):
-        if (key := f"loss_{name}") in result.arrays:
-            curves, colour = result.arrays[key], COLOURS[name]
-            axes.plot(steps, curves.mean(axis=0), label=name, color=colour)
-            axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=colour)
+    for name in names:
+        curves, colour = result.arrays[f"loss_{name}"], COLOURS[name]
+        axes.plot(steps, curves.mean(axis=0), label=name, color=colour)
+        axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=colour)
     axes.axhline(result.scalars["teacher_loss"], ls=":", color=COLOURS["teacher"], label="teacher")
     axes.axvline(result.params["kd_steps"], ls="--", lw=1, color="#888888", label="SALT's teacher stops")
-    axes.set(xlabel="step", ylabel="validation loss (nats per byte)")
     low = min(values.min() for name, values in result.arrays.items() if name.startswith("loss_"))
-    axes.set_ylim(low - 0.05, low + 0.9)
+    axes.set(xlabel="step", ylabel="validation loss (nats per character)", ylim=(low - 0.03, low + 0.6))
     axes.legend()
-    return canvas
+
+
+def _draw_differences(axes: Any, result: Result) -> None:
+    """Loss minus SALT's at the end: a dot per seed, the mean and its 95 % interval."""
+    names = list(DIFFERENCES)
+    for place, name in enumerate(names):
+        values = result.arrays[name]
+        axes.plot(values, np.full(len(values), place), "o", color=COLOURS["salt"], alpha=0.5)
+        mean = result.scalars[name]
+        bar = [[mean - result.scalars[f"{name}_low"]], [result.scalars[f"{name}_high"] - mean]]
+        axes.errorbar(mean, place + 0.2, xerr=bar if len(values) > 1 else None, fmt="D", color="black", capsize=3)
+    axes.axvline(0.0, lw=1, color="#888888")
+    axes.set_yticks(range(len(names)), list(DIFFERENCES.values()))
+    axes.set(xlabel="loss minus SALT's at the end (nats)", ylim=(len(names) - 0.5, -0.5))
 
 
 def _mixture_risk(scale: str, seed: int, data_dir: Any, device: str) -> Found:
@@ -137,33 +164,35 @@ def _gradient_at_mixture(p: np.ndarray, q: np.ndarray, weight: float) -> float:
     return float(torch.autograd.grad(loss, logits)[0].abs().max())
 
 
-def _gain(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+def _experiment(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+    """Train every kind of student from the same weights on the same data, for some seeds; all claims read it."""
     setting = SETTINGS[scale]
     runs = [_compare(scale, seed + i, _key(data_dir), device) for i in range(setting.seeds)]
-    arrays = {"steps": runs[0]["steps"]}
-    scalars = {"teacher_loss": float(np.mean([one["teacher_loss"] for one in runs]))}
-    for name in ("baseline", "salt", "rkd"):
+    arrays = {"steps": runs[0]["steps"], "equal_flops_loss": np.array([one["equal_flops"] for one in runs])}
+    scalars = {name: float(np.mean([one[name] for one in runs])) for name in ("teacher_loss", "early_teacher_loss")}
+    final = {"equal_flops": arrays["equal_flops_loss"]}
+    for name in ("baseline", "salt", "rkd", "selected"):
         arrays[f"loss_{name}"] = np.array([one[name] for one in runs])
-        scalars[f"{name}_loss"] = float(arrays[f"loss_{name}"][:, -1].mean())
-    equal = np.array([one["equal_flops"] for one in runs])
-    scalars["equal_flops_loss"] = float(equal.mean())
-    final = {name: arrays[f"loss_{name}"][:, -1] for name in ("baseline", "salt", "rkd")}
-    scalars |= _gaps(final, equal)
-    shares = [_share_of_steps(one) for one in runs]
-    arrays["share_of_steps"] = np.array(shares)
-    scalars["share_of_steps"] = float(np.mean(shares))
+        final[name] = arrays[f"loss_{name}"][:, -1]
+    arrays["share_of_steps"] = np.array([_share_of_steps(one) for one in runs])
+    arrays |= {f"{name}_minus_salt": final[name] - final["salt"] for name in final if name != "salt"}
+    scalars |= {f"{name}_loss": float(values.mean()) for name, values in final.items()}
+    for name in (*DIFFERENCES, "share_of_steps"):
+        scalars |= _interval(name, arrays[name])
+    scalars["selection_gain"] = -scalars["selected_minus_salt"]
     params = {"kd_steps": setting.kd_steps, "equal_flops_steps": runs[0]["equal_steps"], "seeds": setting.seeds}
-    return arrays, scalars, {**params, **_sizes(setting)}
+    sizes = {"student": setting.student, "teacher": setting.teacher, "steps": setting.steps}
+    return arrays, scalars, {**params, **sizes, "weight": WEIGHT, "inverse_temperature": 1.0, "k": 10}
 
 
-def _gaps(final: dict[str, np.ndarray], equal: np.ndarray) -> dict[str, float]:
-    gaps = {
-        "baseline_minus_salt": final["baseline"] - final["salt"],
-        "rkd_minus_salt": final["rkd"] - final["salt"],
-        "equal_flops_minus_salt": equal - final["salt"],
-    }
-    found = {name: float(values.mean()) for name, values in gaps.items()}
-    return found | {f"{name}_smallest": float(values.min()) for name, values in gaps.items()}
+def _interval(name: str, values: np.ndarray) -> dict[str, float]:
+    """Return the mean over seeds, its 95 % t interval, and the extremes."""
+    mean = float(values.mean())
+    found = {name: mean, f"{name}_smallest": float(values.min()), f"{name}_largest": float(values.max())}
+    if len(values) > 1:
+        half = float(student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        found |= {f"{name}_low": mean - half, f"{name}_high": mean + half}
+    return found
 
 
 def _share_of_steps(one: dict[str, Any]) -> float:
@@ -177,49 +206,41 @@ def _share_of_steps(one: dict[str, Any]) -> float:
     return float(step / one["steps"][-1])
 
 
-def _selection(scale: str, seed: int, data_dir: Any, device: str) -> Found:
-    """SALT on the better half of a pool in its first stage, scored by an early checkpoint, against SALT on all."""
-    setting = SETTINGS[scale]
-    corpus = load_corpus(setting.corpus, data_dir)
-    curves: dict[str, list[np.ndarray]] = {"salt": [], "selected": []}
-    teachers = []
-    for one in range(seed, seed + setting.seeds):
-        lab = _Lab(setting, corpus, one, device)
-        teacher, early = lab.teacher()
-        teachers.append(lab.loss(teacher))
-        pool = lab.sequences("pool", 2 * setting.kd_steps * setting.batch_size)
-        chosen = pool[select_sequences(lab.scores(early, pool), 0.5)]
-        steps, plain = lab.train(teacher, setting.kd_steps, setting.steps)
-        curves["salt"].append(plain)
-        curves["selected"].append(lab.train(teacher, setting.kd_steps, setting.steps, first=chosen)[1])
-    arrays = {"steps": steps, **{f"loss_{name}": np.array(values) for name, values in curves.items()}}
-    gains = arrays["loss_salt"][:, -1] - arrays["loss_selected"][:, -1]
-    scalars = {"selection_gain": float(gains.mean()), "selection_gain_largest": float(gains.max())}
-    scalars |= {f"{name}_loss": float(arrays[f"loss_{name}"][:, -1].mean()) for name in curves}
-    scalars["teacher_loss"] = float(np.mean(teachers))
-    return arrays, scalars, {"kd_steps": setting.kd_steps, "k": 10, **_sizes(setting)}
-
-
 STUDIES: dict[str, Callable[[str, int, Any, str], Found]] = {
     "mixture-risk": _mixture_risk,
-    "salt-gain": _gain,
-    "rkd-gap": _gain,
-    "steps-to-baseline": _gain,
-    "selection": _selection,
+    "salt-gain": _experiment,
+    "rkd-gap": _experiment,
+    "steps-to-baseline": _experiment,
+    "selection": _experiment,
+}
+CURVES = {
+    "salt-gain": ("baseline", "salt"),
+    "rkd-gap": ("baseline", "rkd", "salt"),
+    "steps-to-baseline": ("baseline", "salt"),
+    "selection": ("selected", "salt"),
+}
+DIFFERENCES = {
+    "baseline_minus_salt": "baseline",
+    "rkd_minus_salt": "rkd",
+    "equal_flops_minus_salt": "baseline at\nequal flops",
+    "selected_minus_salt": "selected",
 }
 
 
 @functools.lru_cache(maxsize=8)
 def _compare(scale: str, seed: int, data_dir: str | None, device: str) -> dict[str, Any]:
-    """Train all students of one seed; three claims read the same runs."""
+    """Train a teacher and all students of one seed."""
     setting = SETTINGS[scale]
     lab = _Lab(setting, load_corpus(setting.corpus, data_dir), seed, device)
-    teacher, _ = lab.teacher()
-    found: dict[str, Any] = {"teacher_loss": lab.loss(teacher)}
+    teacher, early = lab.teacher()
+    found: dict[str, Any] = {"teacher_loss": lab.loss(teacher), "early_teacher_loss": lab.loss(early)}
     for name, kd_steps in (("baseline", 0), ("salt", setting.kd_steps), ("rkd", setting.steps)):
         found["steps"], found[name] = lab.train(teacher, kd_steps, setting.steps)
+    pool = lab.sequences("pool", 2 * setting.kd_steps * setting.batch_size)
+    chosen = pool[select_sequences(lab.scores(early, pool), 0.5)]
+    found["selected"] = lab.train(teacher, setting.kd_steps, setting.steps, first=chosen)[1]
     # in units of a student's step (3 forward passes): the teacher's training, and its forward passes beside the student
-    ratio = _n_weights(teacher) / _n_weights(lab.network("student", setting.student))
+    ratio = lab.multiplications(setting.teacher) / lab.multiplications(setting.student)
     found["equal_steps"] = round(setting.steps + ratio * (setting.teacher_steps + setting.kd_steps / 3))
     found["equal_flops"] = lab.train(None, 0, found["equal_steps"])[1][-1]
     return found
@@ -229,41 +250,69 @@ class _Lab:
     """Networks, data and training runs of one seed."""
 
     def __init__(self, setting: Setting, corpus: Any, seed: int, device: str):
-        self.setting, self.corpus, self.device = setting, corpus, device
+        self.setting, self.device = setting, device
         self.streams = Streams.of(seed).child("salt")
+        characters = np.unique(np.concatenate([corpus.train, corpus.validation]))
+        self.n_characters = len(characters)
+        train, validation = (np.searchsorted(characters, text) for text in (corpus.train, corpus.validation))
+        self._draw = draw_windows(train, setting.context + 1)
         rng = np.random.default_rng(0)  # the same validation for all seeds
-        self.validation = draw_windows(corpus.validation, setting.context + 1)(setting.validation_windows, rng)
+        self.validation = draw_windows(validation, setting.context + 1)(setting.validation_windows, rng)
 
     def network(self, name: str, size: tuple[int, int, int]) -> Any:
+        """Return a fresh GPT-2 over characters: learned positions, an output matrix of its own, no dropout."""
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        width, layers, heads = size
+        config = GPT2Config(
+            vocab_size=self.n_characters, n_positions=self.setting.context + 1, n_embd=width, n_layer=layers,
+            n_head=heads, activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            tie_word_embeddings=False, use_cache=False, bos_token_id=None, eos_token_id=None,
+            loss_type="ForCausalLM",
+        )  # fmt: skip
         with self.streams.torch_global(name):
-            return byte_llama(*size, self.setting.context + 1, intermediate_size=8 * (size[0] // 3))
+            return GPT2LMHeadModel(config)
+
+    def multiplications(self, size: tuple[int, int, int]) -> int:
+        """Return the multiplications per token of a forward pass: blocks, attention, output matrix."""
+        width, layers, _ = size
+        return layers * (12 * width**2 + 2 * self.setting.context * width) + self.n_characters * width
 
     def sequences(self, name: str, n: int) -> torch.Tensor:
         """Return windows (n, context + 1) of the training text."""
-        return draw_windows(self.corpus.train, self.setting.context + 1)(n, self.streams.numpy(name))
+        return self._draw(n, self.streams.numpy(name))
 
     def teacher(self) -> tuple[Any, Any]:
         """Return the trained teacher, and an early checkpoint of it."""
         model = self.network("teacher", self.setting.teacher)
-        states: dict[str, Any] = {}
-        steps = self.setting.teacher_steps
-        self._fit(model, None, SaltSchedule(steps, 0), "teacher-data", {steps // 8: states})
         early = copy.deepcopy(model)
-        early.load_state_dict(states["state"])
-        return model.eval(), early.eval()
+        steps = self.setting.teacher_steps
+
+        def keep(step: int) -> None:
+            if step == steps // 8:
+                early.load_state_dict(model.state_dict())
+
+        self._fit(model, None, SaltSchedule(steps, 0), "teacher-data", keep)
+        return model.eval(), early.to(model.device).eval()
 
     def train(
         self, teacher: Any, kd_steps: int, steps: int, first: torch.Tensor | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return steps and validation losses of a fresh student; `first` replaces the data of the first stage."""
         model = self.network("student", self.setting.student)
+        marks = {round(steps * (i + 1) / N_EVALUATIONS) for i in range(N_EVALUATIONS)}
         losses: dict[int, float] = {}
-        marks = {round(steps * (i + 1) / N_EVALUATIONS): losses for i in range(N_EVALUATIONS)}
-        self._fit(model, teacher, SaltSchedule(steps, kd_steps, WEIGHT), "data", marks, first)
+
+        def evaluate(step: int) -> None:
+            if step in marks:
+                losses[step] = self.loss(model)
+                model.train()
+
+        self._fit(model, teacher, SaltSchedule(steps, kd_steps, WEIGHT), "data", evaluate, first)
         return np.array(list(losses)), np.array(list(losses.values()))
 
     def loss(self, model: Any) -> float:
-        """Return the validation loss in nats per byte."""
+        """Return the validation loss in nats per character."""
         return validation_loss(model, self.validation)
 
     def scores(self, model: Any, sequences: torch.Tensor) -> np.ndarray:
@@ -276,7 +325,7 @@ class _Lab:
         return torch.cat(found).numpy()
 
     def _fit(
-        self, model: Any, teacher: Any, schedule: SaltSchedule, data: str, marks: dict[int, Any],
+        self, model: Any, teacher: Any, schedule: SaltSchedule, data: str, after_step: Callable[[int], None],
         first: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         from natwise.lm.salt import SaltTrainer
@@ -287,7 +336,7 @@ class _Lab:
         examples = [{"input_ids": one, "labels": one} for one in ids]
         with tempfile.TemporaryDirectory() as folder, global_generators_kept():
             options = self._arguments(folder, schedule)
-            trainer = SaltTrainer(model, teacher, schedule, options, examples, callbacks=[_marker(self, marks)])
+            trainer = SaltTrainer(model, teacher, schedule, options, examples, callbacks=[_calling(after_step)])
             trainer.train()
 
     def _arguments(self, folder: str, schedule: SaltSchedule) -> Any:
@@ -300,36 +349,20 @@ class _Lab:
             adam_beta2=0.98,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr_rate": 0.1},
-            warmup_steps=max(schedule.total_steps // 16, 1),
+            warmup_steps=self.setting.warmup_steps,
             seed=self.streams.seed("trainer"),
         )
 
 
-def _marker(lab: _Lab, marks: dict[int, Any]) -> Any:
-    """Return a callback that writes down the validation loss, or the weights, after some steps."""
+def _calling(after_step: Callable[[int], None]) -> Any:
+    """Return a callback for transformers' Trainer."""
     from transformers import TrainerCallback
 
-    class Marker(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-            step = state.global_step
-            if step not in marks:
-                return
-            if len(marks) == 1:
-                marks[step]["state"] = copy.deepcopy(model.state_dict())
-            else:
-                marks[step][step] = lab.loss(model)
-                model.train()
+    class Calling(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            after_step(state.global_step)
 
-    return Marker()
-
-
-def _n_weights(model: Any) -> int:
-    """Return the weights that a forward pass multiplies with; the embedding counts once, as the output matrix."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _sizes(setting: Setting) -> dict[str, Any]:
-    return {"student": setting.student, "teacher": setting.teacher, "steps": setting.steps}
+    return Calling()
 
 
 def _key(data_dir: Any) -> str | None:
