@@ -268,10 +268,11 @@ class _Lab:
             vocab_size=self.n_characters, n_positions=self.setting.context + 1, n_embd=width, n_layer=layers,
             n_head=heads, activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             tie_word_embeddings=False, use_cache=False, bos_token_id=None, eos_token_id=None,
-            loss_type="ForCausalLM",
         )  # fmt: skip
         with self.streams.torch_global(name):
-            return GPT2LMHeadModel(config)
+            model = GPT2LMHeadModel(config)
+        model.loss_type = "ForCausalLM"  # transformers warns about this class's name otherwise
+        return model
 
     def multiplications(self, size: tuple[int, int, int]) -> int:
         """Return the multiplications per token of a forward pass: blocks, attention, output matrix."""
