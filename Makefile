@@ -34,7 +34,7 @@ wheel: .venv/.ready
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv dist docs/_build docs/methods audit runs
+	rm -rf .venv dist docs/_build docs/methods docs/gallery audit runs
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "natwise needs Python 3.11 or newer")'

@@ -7,7 +7,20 @@ from natwise import registry
 
 project = "natwise"
 author = copyright = "The natwise developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "abort_on_example_error": True,
+    "remove_config_comments": True,
+    "download_all_examples": False,
+}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
@@ -27,8 +40,6 @@ def copy_pages(app: object) -> None:
     shutil.rmtree(methods, ignore_errors=True)
     methods.mkdir()
     for card in registry.cards():
-        if card.folder is None:
-            continue
         for picture in card.folder.glob("*.svg"):
             shutil.copy(picture, methods / f"{card.key}.{picture.name}")
         page = (card.folder / "page.md").read_text("utf-8")

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True)
+    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True)
     return next(folder.glob("*.whl"))
 
 
@@ -26,6 +26,12 @@ def test_content(wheel):
     assert "natwise/py.typed" in names
     assert not [name for name in names if Path(name).name.startswith(("test_", "golden"))]
     assert wheel.stat().st_size < 2_000_000
+
+
+def test_wheel_and_source_are_fit_for_the_index(wheel):
+    files = sorted(wheel.parent.iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
 
 
 def test_main_job_in_a_fresh_environment(wheel, tmp_path):
