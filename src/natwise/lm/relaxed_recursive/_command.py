@@ -28,12 +28,17 @@ def uptrain(
 ) -> None:
     """Convert a language model into a recursive one and train it on text, on a GPU where there is one.
 
-    The same command goes on with a run that was interrupted.
+    The same command goes on with a run that was interrupted. For several processes: accelerate launch -m natwise lm
+    uptrain ...
     """
+    from accelerate import PartialState
+
     from natwise.lm.relaxed_recursive._uptrain import Recipe, uptrain_folder
 
     recipe = Recipe(loops, init, rank, distill, early_exit, steps, batch, learning_rate, seed)
     before, after = uptrain_folder(model, text, out, recipe)
+    if not PartialState().is_main_process:
+        return
     for exit_name, old, new in zip(after.rows, before.arrays["loss"], after.arrays["loss"], strict=True):
         print(f"{exit_name}: {old:.4f} -> {new:.4f} nats per token")
     print(f"saved: {out}")

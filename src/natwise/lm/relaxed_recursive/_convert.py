@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,8 @@ def to_recursive(
     Raises
     ------
     TypeError, ValueError
-        Before anything is allocated, but for weights that are not finite.
+        Before anything is allocated: for a model of another type, without head, quantised, with layers of unequal
+        shape or weights that are not finite; loops that do not divide the depth; options that are unknown.
 
     Notes
     -----
@@ -93,7 +95,7 @@ def to_recursive(
             conversion.run()
         options |= {"lora_rank": recursive.config.lora_rank, "lora_init": lora_init, "fold_norms": fold_norms}
         recursive.conversion = conversion.result({"num_loops": recursive.config.num_loops, **options}, record)
-    recursive.generation_config = model.generation_config
+    recursive.generation_config = copy.deepcopy(model.generation_config)
     return recursive.train(model.training)
 
 
@@ -136,15 +138,13 @@ class _Conversion:
                         set_parameter(layer, name, value.clone())
 
     def _read(self, layer: int, names: Sequence[str]) -> Tensors:
+        """Return parameters of a source layer by name, each of its own shape."""
         parameters = dict(layers_of(self.source)[layer].named_parameters())
         state = {name: parameters[name].detach() for name in names}
-        for name, value in state.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(f"model must have finite weights, got NaN or infinity in layers.{layer}.{name}")
         return fold(state, self.source.config.model_type) if self.folds else state
 
     def _fill_deltas(self, name: str, shared: torch.Tensor, own: list[torch.Tensor], depths: Sequence[int]) -> None:
-        """Give one matrix its low-rank delta at every depth, and note how near it comes."""
+        """Give a matrix `shared` (out, in) its delta towards `own` at every depth, and note how near it comes."""
         if shared.ndim != 2:
             return
         wide = torch.promote_types(shared.dtype, torch.float32)
@@ -157,6 +157,7 @@ class _Conversion:
     def _fill_delta(
         self, module: nn.Module, residual: torch.Tensor, generator: torch.Generator
     ) -> tuple[float, float, float, int]:
+        """Set the delta of one map from its residual (out, in); return a row of the report."""
         norm = float(torch.linalg.matrix_norm(residual))
         if not isinstance(module, RelaxedLinear):
             return norm, norm, norm, 0
@@ -172,6 +173,7 @@ class _Conversion:
         return norm, error, optimum, rank
 
     def result(self, params: dict[str, Any], record: dict[str, Any]) -> Result:
+        """Return the report: arrays with an entry per row, and their norms."""
         columns = ("residual", "error", "optimum", "rank")
         table = np.array(self.numbers, dtype=np.float64).reshape(-1, len(columns))
         arrays = dict(zip(columns, table.T.copy(), strict=True))
@@ -212,6 +214,9 @@ def _check_model(model: Any) -> str:
     for number, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(f"model must have layers of equal shape, got another one at layer {number}")
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
+            raise ValueError(f"model must have finite weights, got NaN or infinity in {name}")
     return family
 
 

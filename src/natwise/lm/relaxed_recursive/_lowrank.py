@@ -55,12 +55,12 @@ def low_rank(matrix: torch.Tensor, rank: int, generator: torch.Generator) -> Low
     else:
         u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
         b, a, spectrum = u[:, :rank] * s[:rank], v[:rank], s**2
-    error = torch.linalg.matrix_norm(matrix.to(b.dtype) - b @ a)
+    error = torch.linalg.matrix_norm(torch.addmm(matrix.to(b.dtype), b, a, alpha=-1))
     return LowRank(b, a, float(error), math.sqrt(float(spectrum[rank:].sum())))
 
 
 def _randomised(matrix: torch.Tensor, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Halko, Martinsson and Tropp (2011), algorithms 4.4 and 5.1."""
+    """Return b (out, rank) and a (rank, in): Halko, Martinsson and Tropp (2011), algorithms 4.4 and 5.1."""
     start = torch.randn(matrix.shape[1], rank + OVERSAMPLING, generator=generator, dtype=matrix.dtype)
     basis = _orthonormal(matrix @ start.to(matrix.device))
     for _ in range(POWER_ITERATIONS):
@@ -70,10 +70,15 @@ def _randomised(matrix: torch.Tensor, rank: int, generator: torch.Generator) -> 
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
+    """Return an orthonormal basis (n, k) of the span of columns (n, k)."""
     return torch.linalg.qr(columns)[0]
 
 
 def _squared_singular_values(matrix: torch.Tensor) -> torch.Tensor:
-    """Return them in descending order, from the smaller Gram matrix: a few times faster than from the matrix."""
-    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    """Return them (the smaller side,) in descending order, from the smaller Gram matrix of `matrix` (out, in).
+
+    A few times faster than from the matrix; in float64, for squares would drown small values in float32.
+    """
+    wide = matrix.double()
+    gram = wide @ wide.T if matrix.shape[0] < matrix.shape[1] else wide.T @ wide
     return torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)

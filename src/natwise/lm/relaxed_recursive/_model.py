@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModelForCausalLM, PreTra
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
 
 from natwise.lm.relaxed_recursive._config import RecursiveConfig
 from natwise.lm.relaxed_recursive._linear import RelaxedLinear, relax
@@ -75,6 +77,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         self._tied_weights_keys = self._find_ties()
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -90,14 +93,27 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> RecursiveOutput:
         """Compute logits, and with `labels` the mean cross-entropy in nats per token.
 
-        The arguments are those of the vanilla model, and:
-
         Parameters
         ----------
+        input_ids, labels : int64 tensor (batch, length)
+            Labels are the same tokens, -100 where they do not count; they are shifted here.
         output_exits : bool
             Also return the logits after every loop: final norm and head applied to what the loop returns.
+        attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep, kwargs
+            As in the vanilla model.
+
+        Returns
+        -------
+        RecursiveOutput
+            ``logits`` (batch, length, vocabulary), and what else was asked for.
+
+        Raises
+        ------
+        ValueError
+            For more tokens, together with those of a dynamic cache, than the model knows positions; for `output_exits`
+            with another sharing than ``cycle``.
         """
-        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, position_ids)
+        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, position_ids, past_key_values)
         if output_exits:
             self.check_exits()
             kwargs["output_hidden_states"] = True
@@ -168,7 +184,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
                     set_parameter(theirs, name, owner.merged())
                 else:
                     set_parameter(theirs, name, getattr(owner, leaf).detach().clone())
-        vanilla.generation_config = self.generation_config
+        vanilla.generation_config = copy.deepcopy(self.generation_config)
         return vanilla.train(self.training)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -184,18 +200,29 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def _head(self, hidden: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, kept, vocabulary) of normed states (batch, length, width)."""
         logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _check_length(self, inputs: Any, position_ids: Any) -> None:
+    def _check_length(self, inputs: Any, position_ids: Any, cache: Any) -> None:
+        """Refuse more tokens (batch, length) than positions; a row of packed sequences counts its own positions."""
+        if inputs is None or (position_ids is not None and cache is None):
+            return
+        cached = 0 if cache is None else cache.get_seq_length()  # a static cache's length is on the device: not read
+        self._check_positions("input_ids", inputs.shape[1] + (cached if isinstance(cached, int) else 0))
+
+    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *others: Any) -> None:
+        super()._validate_generated_length(generation_config, input_ids_length, *others)  # type: ignore[misc]
+        self._check_positions("max_new_tokens and the prompt", generation_config.max_length)
+
+    def _check_positions(self, name: str, length: int) -> None:
         longest = self.config.max_position_embeddings
-        if position_ids is None and inputs is not None and inputs.shape[1] > longest:
-            raise ValueError(
-                f"input_ids must have at most {longest} tokens, the positions known, got {inputs.shape[1]}"
-            )
+        if length > longest:
+            raise ValueError(f"{name} must have at most {longest} tokens, the positions known, got {length}")
 
     def _find_ties(self) -> dict[str, str]:
+        """Return {name of a parameter: name of the first one that is the same}."""
         ties = {}
         first: dict[int, int] = {}
         for depth, unique in enumerate(self.config.layer_map):

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainingArguments
 
 from natwise.core.distillation import KINDS
 from natwise.core.io import check_folder, write_text
 from natwise.core.random import Streams, global_generators_kept
 from natwise.core.validation import check_integer, check_option, check_real, shorten
-from natwise.datasets.language import N_BYTES, draw_windows, windows
+from natwise.datasets.language import N_BYTES, windows
 from natwise.lm.relaxed_recursive._config import RecursiveConfig
 from natwise.lm.relaxed_recursive._convert import to_recursive
 from natwise.lm.relaxed_recursive._exits import EarlyExitLoss, evaluate_exits
@@ -66,9 +67,23 @@ class Recipe:
         return int(self.batch.split("x")[1])
 
 
-def uptrain_folder(
-    model: Path, text: Path, out: Path, recipe: Recipe, *, resume: bool = False
-) -> tuple[Result, Result]:
+class _Drawn(Dataset):
+    """Windows (length,) of a stream as examples to train on; only where they start is kept."""
+
+    def __init__(self, stream: np.ndarray, length: int, n: int, rng: np.random.Generator):
+        self.stream, self.length = stream, length
+        self.starts = rng.integers(len(stream) - length + 1, size=n)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        start = self.starts[index]
+        ids = torch.from_numpy(self.stream[start : start + self.length].astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+
+def uptrain_folder(model: Path, text: Path, out: Path, recipe: Recipe) -> tuple[Result, Result]:
     """Convert the checkpoint in a folder, train it on a text file, and save it.
 
     Parameters
@@ -91,17 +106,18 @@ def uptrain_folder(
     stream = _tokens(text, model, source.config.vocab_size)
     _check_length(stream, recipe.context, source.config.max_position_embeddings)
     streams = Streams.of(recipe.seed)
-    recursive: Any = source
-    if isinstance(source.config, RecursiveConfig) and recipe.distill is not None:
-        raise ValueError(f"distill needs a source that is not recursive yet, got {recipe.distill!r}")
-    if not isinstance(source.config, RecursiveConfig):
-        recursive = to_recursive(source, recipe.loops, recipe.init, recipe.rank, random_state=streams)
+    recursive = _recursive(source, recipe, streams)
+    arguments = _arguments(out, recipe, streams)
+    interrupted = _was_interrupted(out, recipe, arguments.world_size)
     cut = len(stream) * 9 // 10
     held_out = windows(stream[cut:], recipe.context)[:N_EVALUATED]
-    trainer = _trainer(source, recursive, stream[:cut], out, recipe, streams)
+    n = recipe.steps * recipe.batch_size * arguments.world_size
+    drawn = _Drawn(stream[:cut], recipe.context, n, streams.numpy("data"))
+    trainer = _trainer(source, recursive, arguments, drawn, recipe)
     before = evaluate_exits(recursive, held_out)
     with global_generators_kept():
-        trainer.train(resume_from_checkpoint=_was_interrupted(out, recipe))
+        trainer.train(resume_from_checkpoint=interrupted)
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         recursive.save_pretrained(out)
         shutil.rmtree(out / CHECKPOINTS)
@@ -110,27 +126,33 @@ def uptrain_folder(
     return before, evaluate_exits(recursive, held_out)
 
 
+def _recursive(source: Any, recipe: Recipe, streams: Streams) -> Any:
+    """Return the source converted, or the source where it is recursive already."""
+    if not isinstance(source.config, RecursiveConfig):
+        return to_recursive(source, recipe.loops, recipe.init, recipe.rank, random_state=streams)
+    if recipe.distill is not None:
+        raise ValueError(f"distill needs a source that is not recursive yet, got {recipe.distill!r}")
+    return source
+
+
 def _trainer(
-    source: Any, recursive: Any, stream: np.ndarray, out: Path, recipe: Recipe, streams: Streams
+    source: Any, recursive: Any, arguments: TrainingArguments, drawn: _Drawn, recipe: Recipe
 ) -> UptrainTrainer:
-    draw = draw_windows(stream, recipe.context)
-    ids = draw(recipe.steps * recipe.batch_size, streams.numpy("data"))
-    exits = None if recipe.early_exit is None else EarlyExitLoss(coef=recipe.early_exit)
     trainer = UptrainTrainer(
         recursive,
-        _arguments(out, recipe, streams),
-        [{"input_ids": one, "labels": one} for one in ids],
+        arguments,
+        drawn,
         teacher=None if recipe.distill is None else source,
         distillation=recipe.distill or KINDS[0],
-        early_exit=exits,
+        early_exit=None if recipe.early_exit is None else EarlyExitLoss(coef=recipe.early_exit),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _was_interrupted(out: Path, recipe: Recipe) -> bool:
+def _was_interrupted(out: Path, recipe: Recipe, n_processes: int) -> bool:
     """Say whether there are checkpoints of this very run; refuse those of another, else note what this one is."""
-    note, ours = out / CHECKPOINTS / "recipe.json", json.dumps(asdict(recipe))
+    note, ours = out / CHECKPOINTS / "recipe.json", json.dumps({**asdict(recipe), "processes": n_processes})
     if not note.is_file():
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, ours)
@@ -163,7 +185,7 @@ def _arguments(out: Path, recipe: Recipe, streams: Streams) -> TrainingArguments
 
 
 def _tokens(text: Path, model: Path, vocab_size: int) -> np.ndarray:
-    """Return the tokens of a text, by the checkpoint's tokenizer; without one, its bytes."""
+    """Return the tokens (n,) of a text, by the checkpoint's tokenizer; without one, its bytes."""
     if not text.is_file():
         raise ValueError(f"text must be a file, got {text}")
     if not _has_tokenizer(model):

@@ -6,18 +6,20 @@ import copy
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from natwise import lm  # its names are imported on first use: a figure needs no transformers
+from natwise.core.distillation import KINDS
 from natwise.core.random import Streams, global_generators_kept
 from natwise.core.validation import check_device, check_option
-from natwise.datasets.language import N_BYTES, draw_windows, load_corpus
+from natwise.datasets import local
+from natwise.datasets.language import N_BYTES, Corpus, draw_windows, load_corpus
 from natwise.lm._study import byte_llama, training_arguments, validation_loss
-from natwise.lm.relaxed_recursive import EarlyExitLoss, evaluate_exits
 from natwise.result import Result, provenance
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 class Setting:
     """Sizes of one scale."""
 
-    corpus: str
+    corpora: tuple[str, ...]
     width: int
     layers: int
     heads: int
@@ -39,20 +41,19 @@ class Setting:
     batch_size: int
     teacher_steps: int
     steps: int
-    rank: int
-    small_rank: int
+    ranks: tuple[int, ...]
     validation_windows: int
+    distillations: tuple[str, ...] = KINDS
     learning_rate: float = 3e-3  # from scratch
     uptraining_rate: float = 1e-3
 
 
-SHAKESPEARE = "text/tinyshakespeare.txt"
+SHAKESPEARE = ("text/tinyshakespeare.txt",)
+NOVEL_AND_WIKI = ("text/war_and_peace_first_two_thirds.txt", "text/wikitext2_valid.txt")
 SETTINGS = {
-    "ci": Setting(SHAKESPEARE, 64, 4, 4, 64, 16, 300, 40, 24, 6, 64),
-    "small": Setting(SHAKESPEARE, 96, 6, 4, 128, 16, 900, 100, 32, 8, 128),
-    "paper": Setting(
-        "text/war_and_peace_first_two_thirds.txt", 512, 12, 8, 512, 64, 3000, 500, 128, 32, 128, 1e-3, 5e-4
-    ),
+    "ci": Setting(SHAKESPEARE, 64, 4, 4, 64, 16, 300, 40, (6, 24), 64, KINDS[:1]),
+    "small": Setting(SHAKESPEARE, 96, 6, 4, 128, 16, 900, 100, (8, 32), 128),
+    "paper": Setting(NOVEL_AND_WIKI, 512, 12, 8, 512, 64, 1800, 300, (8, 32, 128), 256, KINDS, 1e-3, 5e-4),
 }
 
 # Published sizes without embeddings, in billions, by loops and rank; shapes as published with the models.
@@ -118,20 +119,14 @@ def figure(claim: str, result: Result) -> Figure:
     from matplotlib.figure import Figure
 
     check_option("claim", claim, list(STUDIES))
-    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+    canvas = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = canvas.add_subplot()
-    if claim in UPTRAINED:
+    if claim == "rank-curve":
+        _draw_curve(axes, result)
+    elif claim in UPTRAINED:
         _draw_variants(axes, result)
     elif claim == "early-exit":
-        loops = np.arange(1, len(result.arrays["loss_before"]) + 1)
-        for name, label in (
-            ("before", "uptrained"),
-            ("plain", "trained on, final loop only"),
-            ("exits", "trained on, early exits"),
-        ):
-            axes.plot(loops, result.arrays[f"loss_{name}"], marker="o", label=label)
-        axes.set(xlabel="exit after loop", ylabel="validation loss (nats per byte)", xticks=loops)
-        axes.legend()
+        _draw_exits(axes, result)
     elif claim == "published-sizes":
         axes.plot([0, 2], [0, 2], color="#888888", lw=1, label="equal")
         axes.plot(result.arrays["published"], result.arrays["ours"], "o", label="20 conversions")
@@ -145,19 +140,40 @@ def figure(claim: str, result: Result) -> Figure:
 
 
 def _draw_variants(axes: Any, result: Result) -> None:
-    places = np.arange(len(result.rows))
+    places = np.arange(len(result.rows))[::-1]
     axes.barh(places + 0.2, result.arrays["before"], 0.4, label="before uptraining", color="#bbbbbb")
     axes.barh(places - 0.2, result.arrays["after"], 0.4, label="after", color="#0072b2")
     axes.axvline(result.scalars["teacher_loss"], ls="--", color="#d55e00", label="full-size model")
     axes.set_yticks(places, result.rows)
     axes.set(xlabel="validation loss (nats per byte)", xlim=(result.scalars["teacher_loss"] - 0.3, None))
+    axes.legend(loc="center right")
+
+
+def _draw_curve(axes: Any, result: Result) -> None:
+    ranks = result.arrays["rank"]
+    for name, colour in (("before", "#bbbbbb"), ("after", "#0072b2")):
+        axes.plot(ranks, result.arrays[f"rank_{name}"], marker="o", color=colour, label=f"{name} uptraining")
+    axes.axhline(result.scalars["zero_start_loss"], ls=":", color="#009e73", label="largest rank, start from zero")
+    axes.axhline(result.scalars["teacher_loss"], ls="--", color="#d55e00", label="full-size model")
+    axes.set(xlabel="rank of the deltas of an averaged model (0: none)", ylabel="validation loss (nats per byte)")
+    axes.legend()
+
+
+def _draw_exits(axes: Any, result: Result) -> None:
+    loops = np.arange(1, len(result.arrays["loss_before"]) + 1)
+    for name, label in (
+        ("before", "uptrained"),
+        ("plain", "trained on, final loop only"),
+        ("exits", "trained on, aggressive (0.1)"),
+        ("weighted", "trained on, weighted"),
+    ):
+        axes.plot(loops, result.arrays[f"loss_{name}"], marker="o", label=label)
+    axes.set(xlabel="exit after loop", ylabel="validation loss (nats per byte)", xticks=loops)
     axes.legend()
 
 
 def _exactness(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     """Convert a model with unequal norms at growing rank: the logits come to be the source's, when norms are folded."""
-    from natwise.lm import to_recursive
-
     streams = Streams.of(seed).child("exact")
     with streams.torch_global("source"):
         source = _llama(SETTINGS["ci"]).eval()
@@ -169,7 +185,7 @@ def _exactness(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     with torch.no_grad():
         for rank in ranks:
             for folds, found in off.items():
-                model = to_recursive(source, 2, "average", rank, "svd", folds)
+                model = lm.to_recursive(source, 2, "average", rank, "svd", folds)
                 found.append(float((model(ids).logits - source(ids).logits).abs().max()))
     arrays = {"x": np.array(ranks), "y": np.array([off[True], off[False]]).T}
     scalars = {"logit_difference": off[True][-1], "not_folded": off[False][-1]}
@@ -199,14 +215,12 @@ def _sizes(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     """Count parameters of the published conversions, on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from natwise.lm import to_recursive
-
     rows, ours, published = [], [], []
     for family, table in SIZES.items():
         with torch.device("meta"):
             source = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SHAPES[family]))
         for (loops, rank), size in table.items():
-            model = to_recursive(source, loops, "average", rank)
+            model = lm.to_recursive(source, loops, "average", rank)
             inside = [
                 p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name
             ]
@@ -220,52 +234,59 @@ def _sizes(scale: str, seed: int, data_dir: Any, device: str) -> Found:
 
 def _uptraining(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     """Uptrain every variant of one trained model for the same number of steps."""
-    runs = _variants(scale, seed, None if data_dir is None else os.fspath(data_dir), device)
-    names = list(runs["after"])
+    runs, setting = _runs(scale, seed, data_dir, device), SETTINGS[scale]
+    names, before, after = list(runs["after"]), runs["before"], runs["after"]
+    largest, order = setting.ranks[-1], [after[name] for name in ("step", "lower", "average", "random weights")]
+    curve = ["average", *(f"average, rank {rank}" for rank in setting.ranks)]
     arrays = {
-        "before": np.array([runs["before"][name] for name in names]),
-        "after": np.array([runs["after"][name] for name in names]),
-        "parameters": np.array([runs["parameters"][name] for name in names]),
+        "before": np.array(list(before.values())),
+        "after": np.array(list(after.values())),
+        "parameters": np.array(list(runs["parameters"].values())),
+        "rank": np.array([0, *setting.ranks]),
+        "rank_before": np.array([before[name] for name in curve]),
+        "rank_after": np.array([after[name] for name in curve]),
     }
-    after = runs["after"]
-    order = [after[name] for name in ("step", "lower", "average", "random weights")]
+    relaxed, zero = after[f"average, rank {largest}"], after[f"average, rank {largest}, zero start"]
     scalars = {f"{name.replace(',', '').replace(' ', '_')}_loss": value for name, value in after.items()}
     scalars |= {
         "teacher_loss": runs["teacher"],
-        "relaxed_excess": after["relaxed"] - runs["teacher"],
-        "zero_minus_svd": after["relaxed, zero start"] - after["relaxed"],
-        "smallest_gap": min(float(gap) for gap in np.diff(order)),
-        "random_minus_worst": after["random weights"] - max(after["step"], after["lower"], after["average"]),
+        "relaxed_loss": relaxed,
+        "zero_start_loss": zero,
+        "relaxed_excess": relaxed - runs["teacher"],
+        "zero_minus_svd": zero - relaxed,
+        "smallest_gap": float(np.diff(order).min()),
+        "largest_rise": float(np.diff(arrays["rank_after"]).max()),
+        "random_minus_worst": after["random weights"] - max(order[:-1]),
+        "distillation_gain": after["step"] - after["step, forward_kl"],
     }
-    setting = SETTINGS[scale]
-    return (
-        arrays,
-        scalars,
-        {"rows": names, "steps": setting.steps, "rank": setting.rank, "small_rank": setting.small_rank},
-    )
+    return arrays, scalars, {"rows": names, "steps": setting.steps, "ranks": list(setting.ranks)}
 
 
 def _early_exit(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     """Train the uptrained model on, with and without losses at early exits."""
-    runs = _variants(scale, seed, None if data_dir is None else os.fspath(data_dir), device)
+    runs = _runs(scale, seed, data_dir, device)
     lab, model = runs["lab"], runs["step model"]
-    states = {
-        "before": model,
-        "plain": lab.uptrain(model, "more", None),
-        "exits": lab.uptrain(model, "more", EarlyExitLoss()),
-    }
-    found = {name: evaluate_exits(one, lab.validation) for name, one in states.items()}
+    losses = {"plain": None, "exits": lm.EarlyExitLoss(), "weighted": lm.EarlyExitLoss("weighted")}
+    states = {"before": model} | {name: lab.uptrain(model, "more", loss) for name, loss in losses.items()}
+    found = {name: lm.evaluate_exits(one, lab.validation) for name, one in states.items()}
     arrays = {f"loss_{name}": result.arrays["loss"] for name, result in found.items()}
     arrays |= {f"agreement_{name}": result.arrays["agreement"] for name, result in found.items()}
-    scalars = {
-        "first_loop_gain": float(arrays["loss_plain"][0] - arrays["loss_exits"][0]),
-        "final_cost": float(arrays["loss_exits"][-1] - arrays["loss_plain"][-1]),
-        **{f"mean_exit_{name}": result.scalars["mean_exit"] for name, result in found.items()},
-    }
+    scalars = {f"mean_exit_{name}": result.scalars["mean_exit"] for name, result in found.items()}
+    for name, label in (("exits", ""), ("weighted", "weighted_")):
+        scalars[f"{label}first_loop_gain"] = float(arrays["loss_plain"][0] - arrays[f"loss_{name}"][0])
+        scalars[f"{label}final_cost"] = float(arrays[f"loss_{name}"][-1] - arrays["loss_plain"][-1])
     return arrays, scalars, {"steps": SETTINGS[scale].steps}
 
 
-UPTRAINED = ("initialisation-order", "random-weights", "relaxed-recovers", "svd-over-zero")
+UPTRAINED = (
+    "initialisation-order",
+    "random-weights",
+    "relaxed-loss",
+    "relaxed-recovers",
+    "svd-over-zero",
+    "rank-curve",
+    "distillation",
+)
 STUDIES: dict[str, Callable[[str, int, Any, str], Found]] = {
     "exact-at-full-rank": _exactness,
     "eckart-young": _eckart_young,
@@ -275,42 +296,65 @@ STUDIES: dict[str, Callable[[str, int, Any, str], Found]] = {
 }
 
 
+def _runs(scale: str, seed: int, data_dir: Any, device: str) -> dict[str, Any]:
+    """Return what `_variants` found; every claim that reads it notes the same data files."""
+    for name in SETTINGS[scale].corpora:
+        local.find(name, data_dir)
+    return _variants(scale, seed, None if data_dir is None else os.fspath(data_dir), device)
+
+
 @functools.lru_cache(maxsize=4)
 def _variants(scale: str, seed: int, data_dir: str | None, device: str) -> dict[str, Any]:
-    """Train the source and uptrain its variants; all claims read the same runs."""
-    from natwise.lm import RecursiveForCausalLM, to_recursive
+    """Train the source and uptrain its variants; all claims read the same runs.
 
+    Returns
+    -------
+    dict
+        ``before``, ``after`` (losses in nats per byte), ``parameters`` (in layers) by variant, the loss of the
+        ``teacher``, the ``lab`` and the uptrained ``step model``.
+    """
     setting = SETTINGS[scale]
-    lab = _Lab(setting, load_corpus(setting.corpus, data_dir), seed, device)
+    lab = _Lab(setting, _corpus(setting, data_dir), seed, device)
     with lab.streams.torch_global("teacher"):
         teacher = _llama(setting)
     lab.train(teacher, "teacher", setting.teacher_steps, setting.learning_rate)
-    made: dict[str, Any] = {
-        name: to_recursive(teacher, 2, {"step": "stepwise"}.get(name, name)) for name in ("step", "lower", "average")
-    }
-    made["step, distilled"] = to_recursive(teacher, 2, "stepwise")
-    streams = {"random_state": lab.streams}
-    made["relaxed"] = to_recursive(teacher, 2, "average", setting.rank, **streams)
-    made["relaxed, zero start"] = to_recursive(teacher, 2, "average", setting.rank, "zero", **streams)
-    made["relaxed, small rank"] = to_recursive(teacher, 2, "average", setting.small_rank, **streams)
-    with lab.streams.torch_global("scratch"):
-        made["random weights"] = RecursiveForCausalLM(made["step"].config)
-        made["half the layers, scratch"] = _llama(setting, setting.layers // 2)
     found: dict[str, Any] = {"teacher": lab.loss(teacher), "before": {}, "after": {}, "parameters": {}, "lab": lab}
-    for name, model in made.items():
+    for name, model, options in _made(teacher, setting, lab.streams):
         found["before"][name] = lab.loss(model.to(device))
         found["parameters"][name] = sum(p.numel() for p in model.base_model.layers.parameters())
-        new = name in ("random weights", "half the layers, scratch")
-        rate = setting.learning_rate if new else setting.uptraining_rate
-        lab.train(model, "data", setting.steps, rate, teacher=teacher if "distilled" in name else None)
+        lab.train(model, "data", setting.steps, **{"rate": setting.uptraining_rate, **options})
         found["after"][name] = lab.loss(model)
-    return {**found, "step model": made["step"]}
+        if name == "step":
+            found["step model"] = model
+    return found
+
+
+def _made(teacher: Any, setting: Setting, streams: Streams) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yield a name, a model of two loops (or of half the layers), and how to train it, for every variant."""
+    for init in ("stepwise", "lower", "average"):
+        yield init.removesuffix("wise"), lm.to_recursive(teacher, 2, init), {}
+    for kind in setting.distillations:
+        yield f"step, {kind}", lm.to_recursive(teacher, 2), {"teacher": teacher, "distillation": kind}
+    for rank in setting.ranks:
+        yield f"average, rank {rank}", lm.to_recursive(teacher, 2, "average", rank, random_state=streams), {}
+    zero = lm.to_recursive(teacher, 2, "average", setting.ranks[-1], "zero", random_state=streams)
+    yield f"average, rank {setting.ranks[-1]}, zero start", zero, {}
+    with streams.torch_global("scratch"):
+        looped = lm.RecursiveForCausalLM(lm.to_recursive(teacher, 2).config)
+        half = _llama(setting, setting.layers // 2)
+    yield "random weights", looped, {"rate": setting.learning_rate}
+    yield "half the layers, scratch", half, {"rate": setting.learning_rate}
+
+
+def _corpus(setting: Setting, data_dir: str | None) -> Corpus:
+    parts = [load_corpus(name, data_dir) for name in setting.corpora]
+    return Corpus(np.concatenate([one.train for one in parts]), np.concatenate([one.validation for one in parts]))
 
 
 class _Lab:
     """Data and training runs of one seed."""
 
-    def __init__(self, setting: Setting, corpus: Any, seed: int, device: str):
+    def __init__(self, setting: Setting, corpus: Corpus, seed: int, device: str):
         self.setting, self.corpus, self.device = setting, corpus, device
         self.streams = Streams.of(seed).child("relaxed")
         rng = np.random.default_rng(0)  # the same validation for all seeds
@@ -320,7 +364,7 @@ class _Lab:
         """Return the validation loss in nats per byte."""
         return validation_loss(model, self.validation, batch_size=32)
 
-    def uptrain(self, model: Any, data: str, early_exit: EarlyExitLoss | None) -> Any:
+    def uptrain(self, model: Any, data: str, early_exit: lm.EarlyExitLoss | None) -> Any:
         """Return a copy of a model that was trained on."""
         model = copy.deepcopy(model)
         self.train(model, data, self.setting.steps, self.setting.uptraining_rate, early_exit=early_exit)
@@ -330,13 +374,11 @@ class _Lab:
         """Train a model in place on windows drawn for `data`."""
         from transformers import PrinterCallback
 
-        from natwise.lm import UptrainTrainer
-
         rng = self.streams.numpy(data)
         ids = draw_windows(self.corpus.train, self.setting.context)(steps * self.setting.batch_size, rng)
         examples = [{"input_ids": one, "labels": one} for one in ids]
         with tempfile.TemporaryDirectory() as folder, global_generators_kept():
-            trainer = UptrainTrainer(model.train(), self._arguments(folder, steps, rate), examples, **options)
+            trainer = lm.UptrainTrainer(model.train(), self._arguments(folder, steps, rate), examples, **options)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
 

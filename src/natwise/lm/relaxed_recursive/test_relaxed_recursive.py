@@ -200,14 +200,17 @@ def test_published_sizes(family, loops, rank):
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300)])
-def test_randomised_decomposition_is_near_the_optimum(shape):
+@pytest.mark.parametrize("noise", [1.0, 1e-4])
+def test_randomised_decomposition_is_near_the_optimum(shape, noise):
+    """Also where almost nothing is left: squares of the singular values would drown it in float32."""
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(shape, generator=generator)
+    matrix = noise * torch.randn(shape, generator=generator)
+    matrix += torch.randn((shape[0], 8), generator=generator) @ torch.randn((8, shape[1]), generator=generator)
     found = low_rank(matrix, 8, generator)
     tail = np.linalg.svd(matrix.double().numpy(), compute_uv=False)[8:]
     assert_allclose(found.optimum, np.linalg.norm(tail), rtol=1e-5)
     assert found.optimum * (1 - 1e-5) <= found.error <= 1.01 * found.optimum
-    assert_allclose(found.error, torch.linalg.matrix_norm(matrix - found.b @ found.a), rtol=1e-5)
+    assert_allclose(found.error, torch.linalg.matrix_norm(matrix - found.b @ found.a), rtol=1e-3)
 
 
 def test_study_draws_what_it_measured():

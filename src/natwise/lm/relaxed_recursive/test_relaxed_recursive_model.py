@@ -68,6 +68,7 @@ def test_continuous_batching_gives_the_same_tokens():
     model = recursive()
     settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
     answers = model.generate_batch([one.tolist() for one in PROMPTS], generation_config=settings)
+    assert len(answers) == len(PROMPTS)
     for answer in answers.values():
         prompt = next(one for one in PROMPTS if one.tolist() == list(answer.prompt_ids))
         assert answer.generated_tokens == alone(model, prompt).tolist()
@@ -137,8 +138,34 @@ def test_exits_are_norm_and_head_after_each_loop():
     middle = to_recursive(source(layers=6), 2, sharing="middle_cycle")
     with pytest.raises(ValueError, match="output_exits needs sharing='cycle'"):
         middle(ids, output_exits=True)
-    with pytest.raises(ValueError, match="input_ids must have at most 64 tokens"):
-        model(torch.zeros(1, 65, dtype=torch.long))
+
+
+def test_tokens_beyond_the_positions_are_refused():
+    model, cache = recursive(), DynamicCache()
+    whole, one = torch.zeros(1, 64, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)
+    model(whole, past_key_values=cache)
+    packed = torch.cat([torch.arange(40), torch.arange(30)])[None]
+    assert model(packed % 48, position_ids=packed).logits.shape == (1, 70, 48)
+    cases = [
+        (lambda: model(torch.cat([whole, one], 1)), "input_ids must have at most 64 tokens.* got 65"),
+        (lambda: model(one, past_key_values=cache), "input_ids must have at most 64 tokens.* got 65"),
+        (lambda: model.generate(whole[:, :60], **GREEDY), "at most 64 tokens.* got 68"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@torch.no_grad()
+def test_outputs_and_settings_are_those_of_the_vanilla_class():
+    vanilla = source()
+    model, ids = to_recursive(vanilla, 2), PROMPTS[0][None]
+    assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, model(ids).logits)
+    model.generation_config.max_length = 7
+    assert vanilla.generation_config.max_length != 7
+    model.resize_token_embeddings(50)
+    assert model(ids).logits.shape[-1] == 50
 
 
 def test_new_models_are_random_and_tied():
