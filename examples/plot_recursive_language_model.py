@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from natwise.core.random import global_generators_kept
 from natwise.lm import to_recursive
 
-sizes = dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4)
+config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4)
 with global_generators_kept():
-    source = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    source = LlamaForCausalLM(config).eval()
 
 ranks, weights, errors = [2, 4, 8, 16, 32, 64], [], []
 for rank in ranks:
