@@ -69,12 +69,12 @@ class Run:
 SEEDS = {"ci": 2, "small": 5, "paper": 5}
 FEWER_SEEDS = 2  # for comparisons with many arms
 COPYING = {
-    "ci": Setting("copying", 8, (4, 8), 32, 32, 16, 200, 32, warmup=20),
+    "ci": Setting("copying", 8, (4, 8), 32, 32, 16, 300, 32, learning_rate=5e-3),
     "small": Setting("copying", 26, (8, 16), 64, 64, 32, 600, 64),
     "paper": Setting("copying", 26, (20, 50), 256, 128, 64, 5000, 128, learning_rate=1e-3, warmup=200),
 }
 RECALL = {
-    "ci": Setting("recall", 32, (24, 4), 32, 32, 16, 200, 32, warmup=20),
+    "ci": Setting("recall", 32, (24, 4), 32, 32, 16, 300, 32, learning_rate=5e-3),
     "small": Setting("recall", 128, (48, 8), 64, 64, 32, 500, 48),
     "paper": Setting("recall", 8192, (256, 16), 256, 128, 64, 5000, 256, learning_rate=1e-3, warmup=200),
 }
@@ -173,7 +173,11 @@ def _ingredients(scale: str, seed: int, device: str) -> Found:
 
 def _variants(scale: str, seed: int, device: str) -> Found:
     """Compare both arms with an output matrix of their own, and with batches that mix lengths, one seed."""
-    names = {"as above": {}, "own output matrix": {"tied": False}, "mixed lengths": {"mixed": True}}
+    names: dict[str, dict[str, Any]] = {
+        "as above": {},
+        "own output matrix": {"tied": False},
+        "mixed lengths": {"mixed": True},
+    }
     names["both"] = names["own output matrix"] | names["mixed lengths"]
     settings = {name: replace(COPYING[scale], **changes) for name, changes in names.items()}
     _run_all(Run(setting, arm, seed, device) for setting in settings.values() for arm in COLOURS)
