@@ -10,7 +10,7 @@ import torch
 
 from natwise.core.validation import check_array, shorten
 
-SIMPLEX_TOLERANCE = 1e-4  # of float32 sums and of what users round
+SIMPLEX_TOLERANCE = 1e-4  # of float32 sums and of what users round; half precision has its own rounding
 
 
 def check_ids(name: str, value: Any, shape: Sequence[str | int | None], n_tokens: int, device: Any) -> torch.Tensor:
@@ -41,14 +41,16 @@ def check_mask(value: Any, shape: Sequence[int], device: Any) -> torch.Tensor:
 
 def check_simplex(name: str, value: Any, shape: Sequence[str | int | None], device: Any = None) -> torch.Tensor:
     """Return distributions over the last axis as a float tensor, in float32 or float64."""
+    tolerance = SIMPLEX_TOLERANCE
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         check_shape(name, tuple(value.shape), shape)
+        tolerance = max(tolerance, torch.finfo(value.dtype).eps)
         found = value.to(device=device, dtype=torch.promote_types(value.dtype, torch.float32))
     else:
         found = torch.as_tensor(check_array(name, value, shape=shape, finite=False), device=device)
     with torch.no_grad():
         off = (found.sum(dim=-1) - 1).abs()
-        if not ((off <= SIMPLEX_TOLERANCE).all() and (found >= -1e-12).all()):  # NaN compares as false
+        if not ((off <= tolerance).all() and (found >= -1e-12).all()):  # NaN compares as false
             worst = found.sum(dim=-1).flatten()[int(off.flatten().nan_to_num(torch.inf).argmax())]
             least = float(found.min())
             raise ValueError(f"{name} must be >= 0 and sum to 1, got a sum of {float(worst):.6g}, least {least:.3g}")

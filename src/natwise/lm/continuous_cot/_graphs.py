@@ -16,7 +16,7 @@ from natwise.core.validation import check_integer, check_option
 from natwise.datasets import local
 
 FILE = "text/prosqa_test500.json"
-KINDS = ("within", "at", "walks")
+KINDS = ("within", "at", "walks", "path")
 SEPARATOR, QUESTION, FIRST_NODE = 2, 4, 5  # PAD 0, BOS 1, separator 2, arrow 3, question 4, then nodes
 BOS, ARROW = 1, 3
 MAX_TRIES = 1000
@@ -86,16 +86,20 @@ class GraphQuestions:
         ----------
         steps : int
             Number of outputs, the answer among them.
-        kind : {"within", "at", "walks"}
+        kind : {"within", "at", "walks", "path"}
             Thought t is uniform over the nodes reached within t edges of the root, root excluded; over those at the
-            end of a walk of t edges; or over these by number of walks. A walk stays where no edge leads on.
+            end of a walk of t edges; over these by number of walks; or, for a discrete chain of thought, all on the
+            t-th node of a shortest path to the answer. A walk stays where no edge leads on, a path at the answer.
         """
         check_integer("steps", steps, minimum=1)
         check_option("kind", kind, KINDS)
         found = np.zeros((len(self), steps, self.n_tokens), dtype=np.float32)
         for i, edges in enumerate(self.edges):
-            thoughts = _thoughts(edges, self.n_nodes, int(self.roots[i]), steps - 1, kind)
-            found[i, :-1, FIRST_NODE:] = thoughts
+            if kind == "path":
+                path = _shortest_path(edges, self.n_nodes, int(self.roots[i]), int(self.answers[i]))
+                found[i, np.arange(steps - 1), FIRST_NODE + path[np.arange(steps - 1).clip(max=len(path) - 1)]] = 1
+            else:
+                found[i, :-1, FIRST_NODE:] = _thoughts(edges, self.n_nodes, int(self.roots[i]), steps - 1, kind)
             found[i, -1, FIRST_NODE + self.answers[i]] = 1
         return torch.from_numpy(found)
 
@@ -138,7 +142,8 @@ def prosqa_graphs(
         tries += 1
         if tries > MAX_TRIES + 100 * len(found):
             raise ValueError(f"hops must occur in graphs of {n_nodes} nodes and {n_edges} edges, got {(low, high)}")
-        question = _ask(_grow(rng, n_nodes, n_edges), n_nodes, (low, high), rng)
+        edges = _grow(rng, n_nodes, n_edges)
+        question = _ask(edges, n_nodes, (low, high), rng) if len(edges) == n_edges else None
         if question is not None:
             found.append(question)
     return _gather([_renumber(question, n_nodes, rng) for question in found], n_nodes, rng)
@@ -224,7 +229,8 @@ def _grow(rng: np.random.Generator, n_nodes: int, n_edges: int) -> np.ndarray:
     """Return the edges of an acyclic graph; nodes 0 and 1 are sources, later nodes hang below one or both."""
     sides, depths, edges = [1, 2], [0, 0], set()
     for node in range(2, n_nodes):
-        wanted = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
+        spare = n_edges - len(edges) - (n_nodes - node)  # every later node needs an edge
+        wanted = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2] if spare > 0 else [0.5, 0.5, 0.0]))
         parents = [_pick(rng, sides, depths, side) for side in ((1, 2) if wanted == 3 else (wanted,))]
         edges |= {(parent, node) for parent in parents}
         sides.append(wanted)
@@ -278,6 +284,16 @@ def _distances(edges: np.ndarray, n_nodes: int, source: int) -> np.ndarray:
             break
         found[new] = step
     return found
+
+
+def _shortest_path(edges: np.ndarray, n_nodes: int, root: int, answer: int) -> np.ndarray:
+    """Return the nodes after the root, to the answer; where several paths are shortest, by the least numbers back."""
+    distances = _distances(edges, n_nodes, root)
+    path = [answer]
+    while distances[path[-1]] > 1:
+        before = edges[edges[:, 1] == path[-1], 0]
+        path.append(int(before[distances[before] == distances[path[-1]] - 1].min()))
+    return np.array(path[::-1])
 
 
 def _thoughts(edges: np.ndarray, n_nodes: int, root: int, steps: int, kind: str) -> np.ndarray:

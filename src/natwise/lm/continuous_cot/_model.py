@@ -11,7 +11,7 @@ import torch
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_integer, check_option, check_real
-from natwise.lm.continuous_cot._checks import check_ids, check_mask, check_shape, check_simplex
+from natwise.lm.continuous_cot._checks import check_ids, check_mask, check_simplex
 from natwise.lm.continuous_cot._distributions import evaluation, floored, probabilities, trace_loss
 
 FEEDBACKS = ("distribution", "token", "hidden")
@@ -77,8 +77,10 @@ class ContinuousCoT(torch.nn.Module):
         if not isinstance(model, torch.nn.Module) or not hasattr(model, "get_input_embeddings"):
             kind = type(model).__name__
             raise TypeError(f"model must be a torch module with get_input_embeddings, got {kind}")
-        self._accepted = frozenset(inspect.signature(model.forward).parameters)
-        if "inputs_embeds" not in self._accepted:
+        parameters = inspect.signature(model.forward).parameters
+        self._accepted = frozenset(parameters)
+        wraps = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())  # hands on what it gets
+        if "inputs_embeds" not in self._accepted and not wraps:
             raise TypeError(f"model must take inputs_embeds, got {type(model).__name__} that does not")
         self.model = model
 
@@ -109,10 +111,17 @@ class ContinuousCoT(torch.nn.Module):
         -------
         tensor of shape (n_prompts, steps, n_tokens)
             In the model's dtype; the last step is the answer.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For tokens outside the vocabulary, thoughts that are not distributions over it, wrong shapes.
         """
         ids, mask = self.check_prompt(prompt, mask)
-        thoughts = self._check_thoughts(thoughts, len(ids))
-        embedded = torch.cat([self.embed(ids[..., None]), self.embed(thoughts)], dim=1)
+        return self._one_pass(ids, self._check_thoughts(thoughts, len(ids)), mask)
+
+    def _one_pass(self, ids: torch.Tensor, thoughts: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        embedded = torch.cat([self.model.get_input_embeddings()(ids), self.embed(thoughts)], dim=1)
         steps = thoughts.shape[1] + 1
         return self._call(embedded, mask, logits_to_keep=steps, use_cache=False).logits[:, -steps:]
 
@@ -146,7 +155,7 @@ class ContinuousCoT(torch.nn.Module):
         prompt, mask = self.check_prompt(prompt, mask)
         aims = check_simplex("targets", targets, (len(prompt), "steps", self.n_tokens), self.device)
         if forcing == "hard":
-            return trace_loss(self(prompt, aims[:, :-1], mask), aims)
+            return trace_loss(self._one_pass(prompt, aims[:, :-1], mask), aims)
         logits = self.unroll(
             prompt, aims.shape[1], lambda step, logits, output: self.embed(probabilities(logits)), mask
         )
@@ -297,7 +306,7 @@ class ContinuousCoT(torch.nn.Module):
         """
         check_integer("steps", steps, minimum=1)
         ids, mask = self.check_prompt(prompt, mask)
-        embedded, cache, found = self.embed(ids[..., None]), None, []
+        embedded, cache, found = self.model.get_input_embeddings()(ids), None, []
         for step in range(steps):
             more = step + 1 < steps
             output = self._call(embedded, mask, cache, hidden=hidden, use_cache=more, logits_to_keep=1)
@@ -343,8 +352,7 @@ class ContinuousCoT(torch.nn.Module):
         if not isinstance(thoughts, torch.Tensor):
             raise TypeError(f"thoughts must be a tensor, of floats or int64, got {type(thoughts).__name__}")
         if thoughts.is_floating_point():
-            check_shape("thoughts", tuple(thoughts.shape), (n_prompts, "steps - 1", self.n_tokens))
-            return thoughts
+            return check_simplex("thoughts", thoughts, (n_prompts, "steps - 1", self.n_tokens), self.device)
         return check_ids("thoughts", thoughts, (n_prompts, "steps - 1", "k"), self.n_tokens, thoughts.device)
 
     def _generator(self, random_state: RandomState) -> torch.Generator:

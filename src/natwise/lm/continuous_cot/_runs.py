@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +21,25 @@ from natwise.lm.continuous_cot._objectives import pass_at_k
 
 LENGTH = 4
 PASS_KS = (1, 4, 8, 16)
+WARM_UP = 100
+MARKS = 40  # readings over the horizon
 
 
 @dataclass(frozen=True)
 class Network:
-    """A GPT-2 without dropout and how it is trained: AdamW, warm-up over a tenth, cosine to 0."""
+    """A GPT-2 without dropout and how it is trained: AdamW, warm-up, a cosine that would reach 0 at the horizon."""
 
     width: int = 32
     layers: int = 2
     heads: int = 2
     steps: int = 1000
+    horizon: int = 4000
     batch_size: int = 256
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
+
+    def factor(self, step: int, n_steps: int) -> float:
+        """Return the factor on the learning rate."""
+        return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.horizon))
 
 
 @functools.lru_cache(maxsize=8)
@@ -43,27 +51,40 @@ def task(budget: int | None) -> MNNS:
 def trained(
     network: Network, name: str, budget: int | None, seed: int, device: str
 ) -> tuple[np.ndarray, np.ndarray, ContinuousCoT]:  # fmt: skip
-    """Train one model; several claims read the same runs. Returns steps, accuracy after them, and the model."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    data = task(None if budget == 2**LENGTH else budget)
-    config = GPT2Config(
-        vocab_size=data.n_tokens, n_positions=3 * LENGTH, n_embd=network.width, n_layer=network.layers,
-        n_head=network.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.1,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    with Streams.of(seed).torch_global("weights"):
-        cot = ContinuousCoT(GPT2LMHeadModel(config)).to(device)
+    """Train one model; several claims read the same runs. Returns steps, accuracy at each, and the model."""
+    data = task(budget)
+    cot = fresh(network, data.n_tokens, 3 * LENGTH, seed, device)
     steps, curve = train(cot, network, name, data, seed)
     return steps, curve, cot
 
 
+def fresh(network: Network, n_tokens: int, n_positions: int, seed: int, device: str) -> ContinuousCoT:
+    """Return an untrained model."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=n_tokens, n_positions=n_positions, n_embd=network.width, n_layer=network.layers,
+        n_head=network.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function as one operation
+    )  # fmt: skip
+    with Streams.of(seed).torch_global("weights"):
+        return ContinuousCoT(GPT2LMHeadModel(config)).to(device)
+
+
 def train(cot: ContinuousCoT, network: Network, name: str, data: MNNS, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Train in place; return eleven steps and the validation accuracy at each, by the decoding that is trained."""
+    """Train in place on sums; return steps and validation accuracy at each, by the decoding that is trained."""
     kind = {"cot2": "superposed", "no_cot": "answer"}.get(name, "trace")
     prompts = data.prompts(data.train, n_arrows=LENGTH if name == "no_cot" else 1)
     targets = data.token_targets(data.train, kind=kind)
-    marks = np.linspace(0, network.steps, 11).round().astype(int)
+    return fit(cot, network, prompts, targets, seed, lambda: accuracy(cot, name), coconut=name == "coconut")
+
+
+def fit(
+    cot: ContinuousCoT, network: Network, prompts: torch.Tensor, targets: torch.Tensor, seed: int,
+    score: Callable[[], float], *, coconut: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Train in place on prompts and targets; return steps and the score at each."""
+    marks = np.append(np.arange(0, network.steps, max(network.horizon // MARKS, 1)), network.steps)
     curve = []
 
     def draw(batch_size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,21 +93,17 @@ def train(cot: ContinuousCoT, network: Network, name: str, data: MNNS, seed: int
 
     def loss(model: Any, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> torch.Tensor:
         if step in marks:
-            curve.append(accuracy(cot, name))
-        if name == "coconut":  # the last of four stages has as many steps as each before
+            curve.append(score())
+        if coconut:  # the last of four stages has as many steps as each before
             return coconut_loss(model, *batch, n_latent=min(LENGTH * step // network.steps, LENGTH - 1))
         return trace_loss(model(batch[0], batch[1][:, :-1]), batch[1])
 
     Trainer(
         max_epochs=1, steps_per_epoch=network.steps, batch_size=network.batch_size, learning_rate=network.learning_rate,
-        optimizer=torch.optim.AdamW, schedule=_warm_cosine, device=cot.device,
+        optimizer=functools.partial(torch.optim.AdamW, fused=True), schedule=network.factor, device=cot.device,
         random_state=Streams.of(seed).seed("batches"),
     ).fit(cot, loss, draw)  # fmt: skip
-    return marks, np.array([*curve, accuracy(cot, name)])
-
-
-def _warm_cosine(step: int, n_steps: int) -> float:
-    return min(1.0, (step + 1) / (0.1 * n_steps)) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+    return marks, np.array([*curve, score()])
 
 
 def accuracy(cot: ContinuousCoT, name: str) -> float:

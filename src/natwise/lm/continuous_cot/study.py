@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.stats import sem, t as student_t
 
 from natwise.core.random import Streams
 from natwise.core.validation import check_option
-from natwise.lm.continuous_cot import GRPO, ContinuousCoT, answer_reward, mnns_dataset, subset_sum_transformer
+from natwise.lm.continuous_cot import (
+    GRPO,
+    ContinuousCoT,
+    _pictures,
+    answer_reward,
+    mnns_dataset,
+    prosqa_graphs,
+    subset_sum_transformer,
+)
 from natwise.lm.continuous_cot._runs import (
     LENGTH,
     PASS_KS,
@@ -22,6 +32,8 @@ from natwise.lm.continuous_cot._runs import (
     constant_accuracy,
     decodings,
     discrete_pass_at_k,
+    fit,
+    fresh,
     task,
     train,
     trained,
@@ -35,27 +47,35 @@ KIND = "lm.continuous_cot"
 SCALES = ("ci", "small", "paper")
 TOKENS = (1, 2, 4, 16)
 N_CHAINS = 20_000
-COLOURS = {"cot2": "#0072b2", "discrete": "#d55e00", "no_cot": "#555555", "coconut": "#009e73"}
+GRAPHS: dict[str, Any] = {"n_nodes": 8, "n_edges": 9, "hops": (2, 3)}
+N_GRAPHS = (12_000, 1000)  # to train on, held back
 Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of one scale: seeds of the main comparison, and of all else; steps of a training; widths beside 32."""
+    """Sizes of one scale.
+
+    `seeds` trainings of `steps` steps for the main comparison, the first `other_seeds` of them on to `horizon`, where
+    the learning rate reaches 0, and as many of all else; `widths` beside 32, trained for `width_steps`; questions
+    about graphs for `graph_steps`.
+    """
 
     seeds: int
     other_seeds: int
     steps: int
+    horizon: int
     batch_size: int
     widths: tuple[int, ...]
     width_steps: int
     budgets: tuple[int, ...]
+    graph_steps: int
 
 
 SETTINGS = {
-    "ci": Setting(1, 1, 1000, 256, (), 0, ()),
-    "small": Setting(2, 1, 1000, 256, (16,), 4000, (1, 4, 8, 16)),
-    "paper": Setting(5, 5, 20_000, 1024, (16, 24, 32), 20_000, (1, 2, 4, 8, 16)),
+    "ci": Setting(1, 0, 1000, 4000, 256, (), 0, (), 0),
+    "small": Setting(3, 1, 1000, 4000, 256, (16,), 5000, (1, 4, 8, 16), 1600),
+    "paper": Setting(5, 5, 20_000, 20_000, 1024, (16, 24, 32), 20_000, (1, 2, 4, 8, 16), 20_000),
 }
 
 
@@ -162,75 +182,106 @@ def _variance(setting: Setting, seed: int, device: str) -> Found:
     return {"n_tokens": np.array(TOKENS), "measured": measured, "exact": exact}, scalars, {"n_chains": N_CHAINS}
 
 
+def _main_run(
+    setting: Setting, name: str, index: int, seed: int, device: str
+) -> tuple[np.ndarray, np.ndarray, ContinuousCoT]:  # fmt: skip
+    """Return steps, accuracy and model of one training of the main comparison, which goes on when it is read later."""
+    steps = setting.horizon if index < setting.other_seeds else setting.steps
+    network = Network(steps=steps, horizon=setting.horizon, batch_size=setting.batch_size)
+    return trained(network, name, None, seed + index, device)
+
+
+def _main_curves(setting: Setting, name: str, count: int, seed: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and accuracy (count, n_marks) of `count` trainings, as far as all of them are compared."""
+    runs = [_main_run(setting, name, index, seed, device) for index in range(count)]
+    marks = runs[0][0][runs[0][0] <= setting.steps]
+    return marks, np.array([curve[: len(marks)] for _, curve, _ in runs])
+
+
 def _mnns(setting: Setting, seed: int, device: str) -> Found:
     """Continuous and discrete chains on the same steps and batches."""
-    network = Network(steps=setting.steps, batch_size=setting.batch_size)
-    curves: dict[str, list[np.ndarray]] = {"cot2": [], "discrete": []}
-    passes = []
-    for one in range(seed, seed + setting.seeds):
-        for name, found in curves.items():
-            steps, curve, cot = trained(network, name, None, one, device)
-            found.append(curve)
-        passes.append(discrete_pass_at_k(cot, one))
-    arrays = {
-        "steps": steps,
-        "pass_at_k": np.array(passes),
-        **{f"accuracy_{k}": np.array(v) for k, v in curves.items()},
-    }
-    last = {name: arrays[f"accuracy_{name}"][:, -1] for name in curves}
-    scalars = {f"{name}_accuracy": float(values.mean()) for name, values in last.items()}
-    scalars |= {f"{name}_accuracy_least": float(values.min()) for name, values in last.items()}
-    scalars["cot2_minus_discrete"] = float((last["cot2"] - last["discrete"]).mean())
-    scalars["cot2_minus_discrete_least"] = float((last["cot2"] - last["discrete"]).min())
-    means = arrays["pass_at_k"].mean(axis=0)
-    scalars |= {f"discrete_pass_at_{k}": float(value) for k, value in zip(PASS_KS, means, strict=True)}
-    scalars["cot2_minus_pass_at_4"] = scalars["cot2_accuracy"] - scalars["discrete_pass_at_4"]
-    scalars["constant_accuracy"] = constant_accuracy()
-    return arrays, scalars, {"seeds": setting.seeds, **vars(network)}
+    found = {name: _main_curves(setting, name, setting.seeds, seed, device) for name in ("cot2", "discrete")}
+    arrays = {"steps": found["cot2"][0], **{f"accuracy_{name}": curves for name, (_, curves) in found.items()}}
+    last = {name: curves[:, -1] for name, (_, curves) in found.items()}
+    last["cot2_minus_discrete"] = last["cot2"] - last["discrete"]
+    scalars = {"constant_accuracy": constant_accuracy()}
+    for name, values in last.items():
+        name = name if "minus" in name else f"{name}_accuracy"
+        scalars |= {name: float(values.mean()), f"{name}_least": float(values.min())}
+        if len(values) > 1:  # half a 95 % interval over seeds
+            scalars[f"{name}_plus_minus"] = float(sem(values) * student_t.ppf(0.975, len(values) - 1))
+    return arrays, scalars, {"seeds": setting.seeds, **_sizes(setting)}
+
+
+def _longer(setting: Setting, seed: int, device: str) -> Found:
+    """Take the first of these runs on until the learning rate is 0; sample the discrete chain beside them."""
+    arrays: dict[str, Any] = {}
+    for name in ("cot2", "discrete"):
+        runs = [_main_run(setting, name, index, seed, device) for index in range(setting.other_seeds)]
+        arrays["steps"], arrays[f"accuracy_{name}"] = runs[0][0], np.array([curve for _, curve, _ in runs])
+    arrays["pass_at_k"] = np.array([discrete_pass_at_k(cot, seed + index) for index, (*_, cot) in enumerate(runs)])
+    scalars = {f"{name}_accuracy": float(arrays[f"accuracy_{name}"][:, -1].mean()) for name in ("cot2", "discrete")}
+    scalars["cot2_minus_discrete"] = scalars["cot2_accuracy"] - scalars["discrete_accuracy"]
+    for k, value in zip(PASS_KS, arrays["pass_at_k"].mean(axis=0), strict=True):
+        scalars |= {f"discrete_pass_at_{k}": float(value), f"cot2_minus_pass_at_{k}": scalars["cot2_accuracy"] - value}
+    return arrays, scalars, {"seeds": setting.other_seeds, **_sizes(setting)}
+
+
+def _sizes(setting: Setting) -> dict[str, Any]:
+    return vars(Network(steps=setting.steps, horizon=setting.horizon, batch_size=setting.batch_size))
 
 
 def _baselines(setting: Setting, seed: int, device: str) -> Found:
     """No chain at all, and hidden states as thoughts, on as many steps."""
-    network = Network(steps=setting.steps, batch_size=setting.batch_size)
     arrays: dict[str, Any] = {}
-    for name in ("cot2", "discrete", "no_cot", "coconut"):
-        runs = [trained(network, name, None, one, device) for one in range(seed, seed + setting.other_seeds)]
-        arrays["steps"], arrays[f"accuracy_{name}"] = runs[0][0], np.array([one[1] for one in runs])
+    for name in ("cot2", "discrete"):
+        arrays["steps"], arrays[f"accuracy_{name}"] = _main_curves(setting, name, setting.other_seeds, seed, device)
+    network = Network(**_sizes(setting))
+    for name in ("no_cot", "coconut"):
+        runs = [trained(network, name, None, seed + index, device) for index in range(setting.other_seeds)]
+        arrays[f"accuracy_{name}"] = np.array([curve for _, curve, _ in runs])
     scalars = {f"{key[9:]}_accuracy": float(v[:, -1].mean()) for key, v in arrays.items() if key != "steps"}
     scalars["constant_accuracy"] = constant_accuracy()
     for name in ("no_cot", "coconut"):
         scalars[f"cot2_minus_{name}"] = scalars["cot2_accuracy"] - scalars[f"{name}_accuracy"]
-    return arrays, scalars, {"seeds": setting.other_seeds, **vars(network)}
+    return arrays, scalars, {"seeds": setting.other_seeds, **_sizes(setting)}
 
 
 def _budgets(setting: Setting, seed: int, device: str) -> Found:
-    network = Network(steps=setting.steps, batch_size=setting.batch_size)
-    seeds = range(seed, seed + setting.other_seeds)
-    accuracy = np.array([[trained(network, "cot2", b, one, device)[1][-1] for b in setting.budgets] for one in seeds])
+    network = Network(**_sizes(setting))
+    accuracy = np.zeros((setting.other_seeds, len(setting.budgets)))
+    for j, budget in enumerate(setting.budgets):
+        if budget == 2**LENGTH:
+            accuracy[:, j] = _main_curves(setting, "cot2", setting.other_seeds, seed, device)[1][:, -1]
+        else:
+            accuracy[:, j] = [trained(network, "cot2", budget, seed + s, device)[1][-1] for s in range(len(accuracy))]
     scalars = {f"accuracy_b{b}": float(v) for b, v in zip(setting.budgets, accuracy.mean(axis=0), strict=True)}
     scalars["b16_minus_b1"] = scalars["accuracy_b16"] - scalars["accuracy_b1"]
-    return {"budget": np.array(setting.budgets), "accuracy": accuracy}, scalars, vars(network)
+    return {"budget": np.array(setting.budgets), "accuracy": accuracy}, scalars, _sizes(setting)
 
 
 def _widths(setting: Setting, seed: int, device: str) -> Found:
     """Narrower models, trained longer: the order of continuous and discrete chains may turn round."""
-    arms = (("cot2", None), ("cot2", 8), ("discrete", None))
-    accuracy = np.zeros((len(setting.widths), len(arms), setting.other_seeds))
-    for i, width in enumerate(setting.widths):
-        network = Network(width, steps=setting.width_steps, batch_size=setting.batch_size)
-        for j, (name, budget) in enumerate(arms):
-            for s in range(setting.other_seeds):
-                accuracy[i, j, s] = trained(network, name, budget, seed + s, device)[1][-1]
+    found: dict[str, list[list[np.ndarray]]] = {"cot2": [], "discrete": []}
+    steps = setting.width_steps
+    for width in setting.widths:
+        network = Network(width, steps=steps, horizon=steps, batch_size=setting.batch_size)
+        for name, curves in found.items():
+            runs = [trained(network, name, None, seed + s, device) for s in range(setting.other_seeds)]
+            curves.append([curve for _, curve, _ in runs])
+    arrays = {f"accuracy_{name}": np.array(curves) for name, curves in found.items()}  # (widths, seeds, marks)
     scalars: dict[str, float] = {}
-    for width, (whole, half, discrete) in zip(setting.widths, accuracy.mean(axis=-1), strict=True):
-        scalars |= {f"cot2_accuracy_{width}": whole, f"cot2_b8_accuracy_{width}": half}
-        scalars |= {f"discrete_accuracy_{width}": discrete, f"cot2_minus_discrete_{width}": whole - discrete}
-    return {"width": np.array(setting.widths), "accuracy": accuracy}, scalars, {"steps": setting.width_steps}
+    for i, width in enumerate(setting.widths):
+        last = {name: float(arrays[f"accuracy_{name}"][i, :, -1].mean()) for name in found}
+        scalars |= {f"{name}_accuracy_{width}": value for name, value in last.items()}
+        scalars[f"cot2_minus_discrete_{width}"] = last["cot2"] - last["discrete"]
+    arrays |= {"width": np.array(setting.widths), "steps": runs[0][0]}
+    return arrays, scalars, {"seeds": setting.other_seeds, "steps": steps}
 
 
 def _grpo(setting: Setting, seed: int, device: str) -> Found:
     """Rewards on sampled thoughts of a discrete model, beside as much further fine-tuning."""
-    network = Network(layers=1, heads=1, steps=1500)
+    network = Network(layers=1, heads=1, steps=1500, horizon=1500)
     data = task(None)
     start = trained(network, "discrete", None, seed, device)[2]
     prompt, reward = data.prompts(data.train), answer_reward(data.answer_tokens[data.train])
@@ -241,12 +292,37 @@ def _grpo(setting: Setting, seed: int, device: str) -> Found:
         rewards[f"reward_k{k}"] = GRPO(steps=LENGTH, n_tokens=k, random_state=seed).fit(cot, prompt, reward)
         scalars |= {f"{name}_grpo_k{k}": value for name, value in decodings(cot, seed).items()}
     control = copy.deepcopy(start)
-    train(control, Network(layers=1, heads=1, steps=600, learning_rate=3e-4), "discrete", data, seed)
+    further = Network(layers=1, heads=1, steps=600, horizon=600, learning_rate=3e-4)
+    train(control, further, "discrete", data, seed)
     scalars |= {f"{name}_control": value for name, value in decodings(control, seed).items()}
     for k in (1, 3):
         scalars[f"lift_k{k}"] = scalars[f"mts_k{k}_grpo_k{k}"] - scalars[f"mts_k{k}_before"]
         scalars[f"lift_over_control_k{k}"] = scalars[f"mts_k{k}_grpo_k{k}"] - scalars[f"mts_k{k}_control"]
     return rewards, scalars, {"updates": 600, "prompts": 32, "rollouts": 8, **vars(network)}
+
+
+def _graphs(setting: Setting, seed: int, device: str) -> Found:
+    """Which of two nodes can be reached: all nodes within reach as thoughts, a path as thoughts, no thoughts."""
+    streams = Streams.of(seed).child("graphs")
+    data, held_back = (prosqa_graphs(n, random_state=streams.child(n), **GRAPHS) for n in N_GRAPHS)
+    prompts, asked, hops = data.prompts()[0], held_back.prompts()[0], GRAPHS["hops"][1]
+    steps = setting.graph_steps
+    network = Network(width=64, heads=4, steps=steps, horizon=steps, batch_size=64, learning_rate=2e-3)
+    arrays: dict[str, Any] = {}
+    for name, thoughts, kind in (("cot2", hops, "within"), ("discrete", hops, "path"), ("no_cot", 1, "within")):
+        cot = fresh(network, data.n_tokens, prompts.shape[1] + hops, seed, device)
+        score = functools.partial(_share_right, cot, asked, thoughts, name, held_back.answer_tokens)
+        arrays["steps"], curve = fit(cot, network, prompts, data.token_targets(thoughts, kind=kind), seed, score)
+        arrays[f"accuracy_{name}"] = curve[None]
+    scalars = {f"{key[9:]}_accuracy": float(v[0, -1]) for key, v in arrays.items() if key != "steps"}
+    for name in ("discrete", "no_cot"):
+        scalars[f"cot2_minus_{name}"] = scalars["cot2_accuracy"] - scalars[f"{name}_accuracy"]
+    return arrays, scalars, {"questions": N_GRAPHS[0], **GRAPHS, **vars(network)}
+
+
+def _share_right(cot: ContinuousCoT, prompts: torch.Tensor, steps: int, name: str, answers: np.ndarray) -> float:
+    feedback = "token" if name == "discrete" else "distribution"
+    return float((cot.generate(prompts, steps, feedback=feedback).answer.cpu().numpy() == answers).mean())
 
 
 STUDIES: dict[str, Callable[[Setting, int, str], Found]] = {
@@ -255,95 +331,25 @@ STUDIES: dict[str, Callable[[Setting, int, str], Found]] = {
     "mts-variance": _variance,
     "mnns-accuracy": _mnns,
     "mnns-gap": _mnns,
-    "pass-at-k": _mnns,
+    "mnns-longer": _longer,
+    "pass-at-k": _longer,
     "baselines": _baselines,
     "budgets": _budgets,
     "narrow": _widths,
     "grpo": _grpo,
     "grpo-control": _grpo,
+    "graphs": _graphs,
 }
 
 
-def _draw_construction(axes: Any, result: Result) -> None:
-    sums, alpha = result.arrays["sums"], result.arrays["example"]
-    image = axes.imshow(alpha, aspect="auto", cmap="viridis", extent=(sums[0] - 0.5, sums[-1] + 0.5, LENGTH + 0.5, 0.5))
-    axes.figure.colorbar(image, ax=axes, label="probability")
-    axes.set(
-        xlabel="sum",
-        ylabel="step",
-        yticks=range(1, LENGTH + 1),
-        title="digits 5 3 2 4: all signs at once",
-        xlim=(-16, 16),
-    )
-
-
-def _draw_variance(axes: Any, result: Result) -> None:
-    k = result.arrays["n_tokens"]
-    axes.loglog(k, result.arrays["exact"], "-", color=COLOURS["cot2"], label="exact")
-    axes.loglog(k, result.arrays["measured"], "o", color=COLOURS["discrete"], label="sampled")
-    axes.loglog(k, result.arrays["exact"][0] / k, ":", color="#555555", label="1 / K")
-    axes.set(xlabel="tokens per thought K", ylabel="trace of the covariance", xticks=k, xticklabels=k)
-    axes.legend()
-
-
-def _draw_curves(axes: Any, result: Result) -> None:
-    labels = {"cot2": "continuous (CoT2)", "discrete": "discrete", "no_cot": "no chain", "coconut": "hidden states"}
-    for name, label in labels.items():
-        if (key := f"accuracy_{name}") in result.arrays:
-            curves = result.arrays[key]
-            axes.plot(result.arrays["steps"], curves.mean(axis=0), label=label, color=COLOURS[name])
-            axes.fill_between(
-                result.arrays["steps"], curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=COLOURS[name]
-            )
-    for k, style in ((1, ":"), (16, "--")) if "pass_at_k" in result.arrays else ():
-        value = result.scalars[f"discrete_pass_at_{k}"]
-        axes.axhline(value, ls=style, lw=1, color=COLOURS["discrete"], label=f"discrete, one of {k} sampled")
-    axes.set(xlabel="training step", ylabel="share of right answers (validation)", ylim=(0, 1.02))
-    axes.legend(loc="lower right")
-
-
-def _draw_budgets(axes: Any, result: Result) -> None:
-    budgets, accuracy = result.arrays["budget"], result.arrays["accuracy"]
-    axes.plot(budgets, accuracy.mean(axis=0), "o-", color=COLOURS["cot2"])
-    axes.set_xscale("log", base=2)
-    axes.set(xlabel="traces in the targets B", ylabel="share of right answers (validation)", ylim=(0, 1.02))
-    axes.set_xticks(budgets, labels=[str(b) for b in budgets])
-
-
-def _draw_widths(axes: Any, result: Result) -> None:
-    means = result.arrays["accuracy"].mean(axis=-1)
-    places = np.arange(len(means))
-    for j, (label, colour) in enumerate(
-        (("CoT2, 16 traces", "#0072b2"), ("CoT2, 8 traces", "#56b4e9"), ("discrete", "#d55e00"))
-    ):
-        axes.bar(places + 0.25 * (j - 1), means[:, j], 0.25, label=label, color=colour)
-    axes.set_xticks(places, labels=[f"width {w}" for w in result.arrays["width"]])
-    axes.set(ylabel="share of right answers (validation)", ylim=(0, 1.02))
-    axes.legend()
-
-
-def _draw_grpo(axes: Any, result: Result) -> None:
-    groups = {"before": "before", "control": "fine-tuned on", "grpo_k1": "GRPO, K = 1", "grpo_k3": "GRPO, K = 3"}
-    decodings = {
-        "greedy": "greedy discrete",
-        "mts_k1": "sampled, K = 1",
-        "mts_k3": "sampled, K = 3",
-        "base": "continuous",
-    }
-    for j, (name, label) in enumerate(decodings.items()):
-        values = [result.scalars[f"{name}_{group}"] for group in groups]
-        axes.bar(np.arange(len(groups)) + 0.2 * (j - 1.5), values, 0.2, label=label)
-    axes.set_xticks(range(len(groups)), labels=list(groups.values()))
-    axes.set(ylabel="share of right answers (validation)", ylim=(0, 1.02), xlabel="training")
-    axes.legend(title="decoding", ncols=2, loc="upper left", fontsize=8)
-
-
 FIGURES: dict[Any, Callable[[Any, Result], None]] = {
-    _construction: _draw_construction,
-    _variance: _draw_variance,
-    _mnns: _draw_curves,
-    _baselines: _draw_curves,
-    _budgets: _draw_budgets,
-    _widths: _draw_widths,
-    _grpo: _draw_grpo,
+    _construction: _pictures.draw_construction,
+    _variance: _pictures.draw_variance,
+    _mnns: _pictures.draw_curves,
+    _longer: _pictures.draw_curves,
+    _baselines: _pictures.draw_curves,
+    _budgets: _pictures.draw_budgets,
+    _widths: _pictures.draw_widths,
+    _grpo: _pictures.draw_grpo,
+    _graphs: _pictures.draw_curves,
 }

@@ -180,7 +180,30 @@ def test_half_precision_models_have_distributions_in_single_precision(prompt, ta
     thought = cot.generate(prompt, STEPS)
     assert thought.distributions.dtype == torch.float32
     assert cot.loss(prompt, targets.float()).dtype == torch.float32
+    torch.testing.assert_close(
+        cot.loss(prompt, targets.bfloat16()).double(), cot.loss(prompt, targets), rtol=0.05, atol=0
+    )
     assert float((thought.distributions.sum(dim=-1) - 1).abs().max()) < 1e-5
+
+
+def test_a_wrapper_that_hands_on_what_it_gets_is_decoded_like_the_model(prompt, targets):
+    cot = make()
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = cot.model
+
+        def get_input_embeddings(self):
+            return self.inner.get_input_embeddings()
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    wrapped = ContinuousCoT(Wrapper())
+    torch.testing.assert_close(wrapped.loss(prompt, targets), cot.loss(prompt, targets), rtol=1e-12, atol=0)
+    expected = cot.generate(prompt, STEPS).distributions
+    torch.testing.assert_close(wrapped.generate(prompt, STEPS).distributions, expected, rtol=0, atol=1e-12)
 
 
 def test_one_hot_distributions_decode_like_greedy_tokens(prompt):
@@ -348,6 +371,8 @@ def test_bad_input(prompt, targets):
         ({"thoughts": targets[..., :-1]}, ValueError, "shape"),
         ({"thoughts": torch.full((5, 2, 2), V)}, ValueError, "vocabulary"),
         ({"thoughts": targets.numpy()}, TypeError, "tensor"),
+        ({"thoughts": 2 * targets}, ValueError, "sum to 1"),
+        ({"thoughts": targets * torch.nan}, ValueError, "sum to 1"),
     ]
     check_bad_input(cot.forward, thoughts, prompt=prompt, thoughts=targets)
 

@@ -202,7 +202,7 @@ def test_graph_questions_have_one_right_answer(make):
         assert np.corrcoef(np.concatenate(data.edges).T)[0, 1] < 0.5  # numbers do not tell the order
 
 
-@pytest.mark.parametrize("kind", ["within", "at", "walks"])
+@pytest.mark.parametrize("kind", ["within", "at", "walks", "path"])
 def test_graph_targets_by_hand(kind):
     data = prosqa_graphs(1, random_state=0)
     diamond = np.array([[0, 1], [0, 2], [1, 3], [2, 3], [3, 4], [5, 6]])
@@ -213,13 +213,15 @@ def test_graph_targets_by_hand(kind):
         "within": [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 1]],
         "at": [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
         "walks": [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
+        "path": [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
     }
     found = data.token_targets(4, kind=kind)[..., 5:10].numpy()
     rows = np.array(expected[kind])
     np.testing.assert_allclose(found[0, :3], rows / rows.sum(axis=1, keepdims=True), rtol=1e-6)
     assert found[0, 3].tolist() == [0, 0, 0, 0, 1]
-    last = {"within": [0, 1, 1, 1, 0], "at": [0, 0, 1, 1, 0], "walks": [0, 0, 1, 1, 0]}[kind]
-    np.testing.assert_allclose(found[1, 2], np.array(last) / sum(last), rtol=1e-6)  # walks stay at leaves
+    ends = [0, 0, 1, 1, 0]  # walks stay at leaves, paths at the answer
+    last = {"within": [0, 1, 1, 1, 0], "at": ends, "walks": ends, "path": [0, 0, 0, 1, 0]}[kind]
+    np.testing.assert_allclose(found[1, 2], np.array(last) / sum(last), rtol=1e-6)
     prompts, mask = data.prompts()
     assert prompts[1, -14:].tolist() == [1, 5, 6, 2, 5, 7, 2, 6, 8, 2, 4, 8, 11, 5, 3][1:]
     assert mask[1].tolist() == [0] * 9 + [1] * 15
@@ -293,11 +295,13 @@ def test_study(claim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("claim", ["mnns-accuracy", "baselines", "budgets", "narrow", "grpo"])
+@pytest.mark.parametrize("claim", ["mnns-accuracy", "mnns-longer", "baselines", "budgets", "narrow", "grpo", "graphs"])
 def test_study_of_trained_models(claim, monkeypatch):
     """Everything but the length of the training."""
-    monkeypatch.setitem(study.SETTINGS, "ci", study.Setting(2, 1, 20, 16, (8,), 20, (1, 16)))
-    monkeypatch.setattr(study, "Network", lambda *sizes, **options: Network(*sizes, **{**options, "steps": 20}))
+    monkeypatch.setitem(study.SETTINGS, "ci", study.Setting(2, 1, 20, 30, 16, (8,), 20, (1, 16), 20))
+    monkeypatch.setattr(
+        study, "Network", lambda *sizes, **options: Network(*sizes, **{**options, "steps": min(options["steps"], 30)})
+    )
     monkeypatch.setattr(study, "GRPO", functools.partial(GRPO, max_iter=3))
     result = study.run(claim, scale="ci", seed=0)
     check_result(result)
