@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from natwise.core.random import global_generators_kept
 from natwise.lm import to_recursive
 
-config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4)
+config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4)
 with global_generators_kept():
     source = LlamaForCausalLM(config).eval()
 
-ranks, weights, errors = [2, 4, 8, 16, 32, 64], [], []
+ranks, weights, errors = [2, 8, 32, 64], [], []
 for rank in ranks:
     small = to_recursive(source, num_loops=2, init="average", lora_rank=rank)
     report = small.conversion.to_frame()
