@@ -12,8 +12,8 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 
 from natwise.core.random import global_generators_kept
-from natwise.core.validation import shorten
 from natwise.lm.mixture_of_recursions._cache import MoRCache
+from natwise.lm.mixture_of_recursions._checks import check_context, check_labels, check_length, check_tokens
 from natwise.lm.mixture_of_recursions._config import MoRConfig
 from natwise.lm.mixture_of_recursions._model import MoRModel, MoRPreTrainedModel, Pass
 from natwise.lm.mixture_of_recursions._official import read_official
@@ -127,6 +127,18 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         model.tie_weights()
         return model
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what it passes on is the parent's business
+        cls, path: Any, *arguments: Any, config: Any = None, **kwargs: Any
+    ) -> MoRForCausalLM:
+        """Load a saved model; `ValueError` for a checkpoint with other layers, recursions, sharing or routers."""
+        if path is not None:
+            stored, _ = MoRConfig.get_config_dict(path, **kwargs)
+            if stored.get("model_type") != MoRConfig.model_type:
+                raise ValueError(f"{path} is no mixture of recursions but {stored.get('model_type')!r}")
+            MoRConfig.from_dict(stored).check_same_layers(kwargs if config is None else vars(config))
+        return super().from_pretrained(path, *arguments, config=config, **kwargs)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -165,7 +177,10 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         ValueError, TypeError
             For input that is no batch of tokens, more tokens than `max_position_embeddings`, or top-k with a cache.
         """
-        self._check_input(input_ids, inputs_embeds, attention_mask, past_key_values)
+        shape = check_tokens(input_ids, inputs_embeds, self.config)
+        check_context(shape, attention_mask, position_ids, past_key_values, self.config)
+        if labels is not None:
+            check_labels(labels, shape, self.config.vocab_size)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if past_key_values is None and use_cache and self._keeps(selection):
@@ -232,36 +247,9 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = MoRCache(self.config)
 
-    def _check_input(
-        self, ids: Tensor | None, embeds: Tensor | None, mask: Tensor | None, past: MoRCache | None
-    ) -> None:
-        if (ids is None) == (embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        given, name, n_axes = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {shorten(given)} ({type(given).__name__})")
-        if given.ndim != n_axes or 0 in given.shape[:2]:
-            raise ValueError(f"{name} must have {n_axes} axes and hold tokens, got shape {tuple(given.shape)}")
-        if past is not None and not isinstance(past, MoRCache):
-            raise TypeError(f"past_key_values must be a MoRCache, got {type(past).__name__}")
-        if ids is not None:
-            _check_ids(ids, self.config.vocab_size)
-        columns = given.shape[1] + (past.get_seq_length() if past is not None else 0)
-        if mask is not None and (mask.ndim != 2 or mask.shape[0] != given.shape[0] or mask.shape[1] < given.shape[1]):
-            raise ValueError(f"attention_mask must have shape ({given.shape[0]}, {columns}), got {tuple(mask.shape)}")
-        longest = columns if mask is None else int(mask.sum(1).max())
-        if longest > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{name} must stay within max_position_embeddings={self.config.max_position_embeddings} tokens, "
-                f"got {longest} with what is cached"
-            )
-
-
-def _check_ids(ids: Tensor, vocab_size: int) -> None:
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"input_ids must hold integers (int64), got {ids.dtype}")
-    if ids.device.type == "cpu" and not bool(((ids >= 0) & (ids < vocab_size)).all()):
-        raise ValueError(f"input_ids must be in 0..{vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
+    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *others: Any) -> None:
+        super()._validate_generated_length(generation_config, input_ids_length, *others)  # type: ignore[misc]
+        check_length("max_new_tokens and the prompt", generation_config.max_length, self.config)
 
 
 def _depths(here: Pass, hidden: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -100,6 +100,14 @@ class MoRConfig(LlamaConfig):
         "balancing_ratio",
     ]
 
+    vocab_size: Any = LlamaConfig.vocab_size  # the sizes are checked here, in the house's words
+    hidden_size: Any = LlamaConfig.hidden_size
+    intermediate_size: Any = LlamaConfig.intermediate_size
+    num_hidden_layers: Any = LlamaConfig.num_hidden_layers
+    num_attention_heads: Any = LlamaConfig.num_attention_heads
+    num_key_value_heads: Any = LlamaConfig.num_key_value_heads
+    max_position_embeddings: Any = LlamaConfig.max_position_embeddings
+
     num_recursions: Any = 3
     sharing: Any = "middle_cycle"
     routing: Any = "expert_choice"
@@ -123,6 +131,12 @@ class MoRConfig(LlamaConfig):
     tie_attention: Any = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self.check()
+        super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        """Refuse values that make no model."""
+        self._check_sizes()
         self._check_options()
         self._check_numbers()
         self._check_depth()
@@ -131,7 +145,15 @@ class MoRConfig(LlamaConfig):
             raise ValueError(f"kv must be 'cache' with sharing={self.sharing!r}, got {self.kv!r}: its loops differ")
         if self.kv != "cache" and self.capacity[0] < 1:
             raise ValueError(f"capacity must begin with 1 with kv={self.kv!r}, got {self.capacity[0]}")
-        super().__post_init__(**kwargs)
+
+    def check_same_layers(self, other: Mapping[str, Any]) -> None:
+        """Refuse to read the checkpoint of this configuration with other layers or routers."""
+        for name in ("num_hidden_layers", "num_recursions", "sharing", "routing", "router", "tie_attention"):
+            ours, theirs = getattr(self, name), other.get(name, getattr(self, name))
+            if ours != theirs:
+                raise ValueError(
+                    f"{name} is {ours!r} in the checkpoint and cannot be another on loading, got {theirs!r}"
+                )
 
     @property
     def n_outer(self) -> int:
@@ -152,6 +174,21 @@ class MoRConfig(LlamaConfig):
             return depth - looped + self.block_length
         step = depth - outer
         return outer + (step % self.block_length if self.sharing.endswith("cycle") else step // self.num_recursions)
+
+    def _check_sizes(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            check_integer(name, getattr(self, name), minimum=1)
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            raise ValueError(f"hidden_size must be a multiple of num_attention_heads={heads}, got {self.hidden_size}")
+        if kv_heads is not None and heads % check_integer("num_key_value_heads", kv_heads, minimum=1):
+            raise ValueError(f"num_key_value_heads must divide num_attention_heads={heads}, got {kv_heads}")
 
     def _check_options(self) -> None:
         check_option("sharing", self.sharing, SHARINGS)

@@ -88,6 +88,7 @@ class MoRModel(MoRPreTrainedModel):
     router_bias: Tensor
 
     def __init__(self, config: MoRConfig):
+        config.check()  # its fields may have been changed
         super().__init__(config)
         n, length = config.num_recursions, config.block_length
         depth, n_unique = config.num_hidden_layers, config.unique_index(config.num_hidden_layers - 1) + 1
@@ -239,7 +240,8 @@ class MoRModel(MoRPreTrainedModel):
             logits = router(inputs)
             gate = gates(logits, config.router_activation, config.alpha)
             if here.selection == "top_k":
-                chosen = top_k(gate.detach(), active, self._count(r, here))
+                # by logits, which rank like gates but do not saturate: equal gates would leave the choice to chance
+                chosen = top_k(logits.detach(), active, self._count(r, here))
                 guess = self.aux_routers[r](inputs.detach()) if len(self.aux_routers) else logits
                 here.losses.add_choice(logits, guess, chosen, active, float(r > 0 or config.sampling_first))
             else:
@@ -288,15 +290,23 @@ class MoRModel(MoRPreTrainedModel):
         n, losses, tokens = self.config.num_recursions, here.losses, here.tokens
         dtype = losses.z.dtype
         assigned = torch.nn.functional.one_hot(last, n).to(dtype) * tokens.valid[..., None]
-        losses.ratio = assigned.sum((0, 1)) / tokens.valid.sum().clamp(min=1)
+        counts = _over_processes(assigned.sum((0, 1)))
+        losses.ratio = counts / counts.sum().clamp(min=1)
         losses.z = mean_over(logits.to(dtype).logsumexp(-1) ** 2, tokens)
         if self.config.balancing == "loss":
             mean_gate = torch.stack([mean_over(part, tokens) for part in gate.to(dtype).unbind(-1)])
             losses.balancing = n * (losses.ratio * mean_gate).sum()
         else:
             with torch.no_grad():
-                lack = losses.ratio.mean() - losses.ratio
+                lack = counts.mean() - counts
                 self.router_bias += self.config.balancing_step * lack.sign().to(self.router_bias.dtype)
+
+
+def _over_processes(counts: Tensor) -> Tensor:
+    """Return the sum over the processes that train together, so that they balance like one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)
+    return counts
 
 
 def _present(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tokens:

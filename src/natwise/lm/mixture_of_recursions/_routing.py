@@ -69,7 +69,7 @@ def where(wanted: Tensor) -> Tokens:
 
 
 def top_k(scores: Tensor, active: Tokens, k: Tensor | int) -> Tokens:
-    """Return the k highest scores (batch, n) of each row, in the order of their places.
+    """Return the k highest scores (batch, n) of each row, in the order of their places; of equal ones the first.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def top_k(scores: Tensor, active: Tokens, k: Tensor | int) -> Tokens:
         How many for each row (batch,); an int when all rows have the same.
     """
     if isinstance(k, int):
-        index = scores.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+        index = scores.argsort(dim=1, descending=True, stable=True)[:, :k].sort(dim=1).values
         return Tokens(index, torch.ones_like(index, dtype=torch.bool), True)
     ranked = scores.masked_fill(~active.valid, -math.inf)
     rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -90,14 +90,14 @@ def top_k(scores: Tensor, active: Tokens, k: Tensor | int) -> Tokens:
 
 def capacity_counts(share: float, lengths: Tensor, full: bool, columns: int) -> Tensor | int:
     """Return k = max(1, floor(share * tokens)): an int for rows of equal length, else one per row (0 when empty)."""
+    shortest = columns if full else int(lengths[lengths > 0].min())
+    if share * shortest < 1:
+        warnings.warn(
+            f"{shortest} tokens with a capacity of {share:.3g}: one token is taken; give longer sequences",
+            stacklevel=5,
+        )
     if full:
-        k = math.floor(share * columns)
-        if k < 1:
-            warnings.warn(
-                f"{columns} tokens with a capacity of {share:.3g}: one token is taken; give longer sequences",
-                stacklevel=5,
-            )
-        return max(k, 1)
+        return max(math.floor(share * columns), 1)
     counts = (lengths.double() * share).floor().long()
     return torch.minimum(counts.clamp(min=1), lengths)
 

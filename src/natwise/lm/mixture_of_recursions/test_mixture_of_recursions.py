@@ -301,6 +301,10 @@ def test_bad_configurations_and_calls():
             ({"alpha": 0.0}, ValueError, "> 0"),
             ({"z_coef": -1.0}, ValueError, ">= 0"),
             ({"temperature": "hot"}, TypeError, "number"),
+            ({"hidden_size": 18}, ValueError, "multiple of num_attention_heads=4"),
+            ({"hidden_size": "16"}, TypeError, "integer"),
+            ({"num_key_value_heads": 3}, ValueError, "divide num_attention_heads=4"),
+            ({"vocab_size": 0}, ValueError, ">= 1"),
         ],
     )
     model, ids = make(), some_ids(1, 6)
@@ -317,6 +321,14 @@ def test_bad_configurations_and_calls():
             ({"input_ids": ids.repeat(1, 12)}, ValueError, "max_position_embeddings=64"),
             ({"input_ids": ids, "attention_mask": ids[:, :3]}, ValueError, "(1, 6)"),
             ({"input_ids": ids, "attention_mask": ids * 0}, ValueError, "at least one token"),
+            ({"input_ids": ids, "attention_mask": ids * 0 + 2}, ValueError, "0 and 1"),
+            ({"input_ids": ids, "attention_mask": ids.tolist()}, TypeError, "tensor"),
+            ({"input_ids": ids, "position_ids": ids[:, :5]}, ValueError, "(1, 6)"),
+            ({"input_ids": ids, "labels": ids[:, :5]}, ValueError, "labels"),
+            ({"input_ids": ids, "labels": ids + 40}, ValueError, "0..39"),
+            ({"input_ids": ids, "labels": ids / 2}, TypeError, "integers"),
+            ({"inputs_embeds": torch.full((1, 6, 16), torch.nan)}, ValueError, "finite"),
+            ({"inputs_embeds": torch.zeros(1, 6, 15)}, ValueError, "hidden_size=16"),
             ({"input_ids": ids, "selection": "topk"}, ValueError, "top_k"),
             ({"input_ids": ids, "selection": "top_k", "past_key_values": cache}, ValueError, "yet to come"),
             ({"input_ids": ids.repeat(2, 1), "past_key_values": cache}, ValueError, "2 sequences"),
@@ -329,8 +341,36 @@ def test_bad_configurations_and_calls():
         make().generate(input_ids=ids, selection="top_k")
     with pytest.raises(ValueError, match="cache_implementation"):
         make().generate(input_ids=ids, max_new_tokens=2, cache_implementation="static")
-    with pytest.warns(UserWarning, match="one token is taken"):
-        make()(input_ids=ids[:, :2], selection="top_k")
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        make()()
+    with pytest.raises(ValueError, match="max_position_embeddings=64"):
+        make().generate(input_ids=ids, max_new_tokens=60)
+    short = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
+    for given in ({"input_ids": ids[:, :2]}, {"input_ids": ids.repeat(2, 1), "attention_mask": short}):
+        with pytest.warns(UserWarning, match="2 tokens with a capacity of 0.333: one token is taken"):
+            make()(**given, selection="top_k")
+
+
+def test_other_layers_are_not_loaded(tmp_path):
+    make().save_pretrained(tmp_path)
+    for wrong in ({"num_recursions": 2, "capacity": None}, {"sharing": "middle_sequence"}, {"router": "mlp"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* in the checkpoint"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, **wrong)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, threshold=0.7).config.threshold == 0.7
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="no mixture of recursions but 'llama'"):
+        MoRForCausalLM.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_saturated_gates_do_not_leave_the_choice_to_chance():
+    model, ids = make(router_activation="tanh"), some_ids(2, 12)
+    for router in model.model.routers:
+        router.map.weight *= 1e3
+    before = model(input_ids=ids, selection="top_k").selected_positions
+    padded = model(input_ids=torch.nn.functional.pad(ids, (3, 0)), selection="top_k",
+                   attention_mask=torch.arange(15).expand(2, 15) >= 3).selected_positions  # fmt: skip
+    assert [(one + 3).tolist() for one in before] == [one.tolist() for one in padded]
 
 
 def test_bad_official_weights():
