@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad, rms_norm, silu, softplus
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer
+from natwise.core.validation import check_integer, check_option, check_real
 from natwise.lm.mimetic_init._scan import selective_scan, ssd_attention_map, ssd_scan
 
 DT_RANGE = (1e-3, 1e-1)
@@ -102,6 +102,7 @@ class Mamba2(nn.Module):
         return ssd_attention_map(dt, -self.A_log.exp(), B, C)
 
     def _project(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        _check_input(u, self.in_proj.in_features)
         sizes = [self.d_inner, self.conv1d.in_channels, self.n_heads]
         gate, mixed, dt = self.in_proj(u).split(sizes, dim=-1)
         mixed = silu(causal_convolution(mixed, self.conv1d))
@@ -167,6 +168,7 @@ class Mamba1(nn.Module):
         exclude_from_decay(self.A_log, self.D, self.dt_proj.bias)
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
+        _check_input(u, self.in_proj.in_features)
         x, gate = self.in_proj(u).chunk(2, dim=-1)
         x = silu(causal_convolution(x, self.conv1d))
         low, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -215,6 +217,7 @@ class MambaLM(nn.Module):
         super().__init__()
         for name, value in {"vocabulary": vocabulary, "d_model": d_model, "n_layers": n_layers}.items():
             check_integer(name, value, minimum=1)
+        check_option("mixer", mixer, [Mamba1, Mamba2])
         streams = Streams.of(random_state)
         layers: list[Any] = [
             mixer(d_model, random_state=streams.seed(f"layer-{i}"), **options) for i in range(n_layers)
@@ -284,6 +287,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     list of dict
         For the constructor of a torch optimiser. Marked are parameters with an attribute ``_no_weight_decay``.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    weight_decay = check_real("weight_decay", weight_decay, minimum=0.0)
     marked = [p for p in model.parameters() if getattr(p, "_no_weight_decay", False)]
     others = [p for p in model.parameters() if not getattr(p, "_no_weight_decay", False)]
     return [{"params": others, "weight_decay": weight_decay}, {"params": marked, "weight_decay": 0.0}]
@@ -304,6 +310,11 @@ def inverse_softplus(y: torch.Tensor) -> torch.Tensor:
 def _initial_steps(n: int) -> torch.Tensor:
     low, high = (math.log(bound) for bound in DT_RANGE)
     return torch.empty(n).uniform_(low, high).exp_().clamp_min_(DT_FLOOR)
+
+
+def _check_input(u: torch.Tensor, width: int) -> None:
+    if u.ndim != 3 or u.shape[2] != width or not u.shape[1]:
+        raise ValueError(f"u must have shape (batch, time >= 1, {width}), got {tuple(u.shape)}")
 
 
 class _Weight(nn.Module):

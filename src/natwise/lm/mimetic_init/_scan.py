@@ -79,7 +79,15 @@ def ssd_attention_map(dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: tor
     -------
     tensor (batch, heads, time, time)
         M with y_i = sum_j M_ij x_j.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For inputs of other kinds or shapes.
     """
+    if not isinstance(dt, torch.Tensor) or dt.ndim != 3:
+        raise TypeError(f"dt must be a tensor (batch, time, heads), got {type(dt).__name__}")
+    _check_shapes(dt[..., None], dt, A, B, C, None)
     heads, groups = dt.shape[2], B.shape[2]
     passed = (dt.double() * A.double()).cumsum(dim=1).transpose(1, 2)
     scores = (C.transpose(1, 2) @ B.transpose(1, 2).mT).repeat_interleave(heads // groups, dim=1)
