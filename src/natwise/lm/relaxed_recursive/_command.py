@@ -12,7 +12,7 @@ def uptrain(
     model: Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint; a recursive one is trained on.")],
     text: Annotated[Path, typer.Argument(help="A UTF-8 text file; its last tenth measures, the rest trains.")],
     out: Annotated[Path, typer.Argument(help="The folder for the recursive model.")],
-    loops: Annotated[int, typer.Option(help="How often the shared layers are applied.")] = 2,
+    loops: Annotated[int | None, typer.Option(help="How often the shared layers are applied. Default: 2.")] = None,
     init: Annotated[str, typer.Option(help="stepwise, average, lower, upper or random.")] = "stepwise",
     rank: Annotated[int | None, typer.Option(help="Rank of the deltas of every depth. Default: none.")] = None,
     distill: Annotated[

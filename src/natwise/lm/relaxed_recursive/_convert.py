@@ -182,7 +182,7 @@ class _Conversion:
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:
-    """Return the mean as a tensor of its own."""
+    """Return the mean of tensors of one shape as a tensor of its own."""
     if len(values) == 1:
         return values[0].clone()
     total = values[0].to(torch.promote_types(values[0].dtype, torch.float32), copy=True)
@@ -248,6 +248,7 @@ def _config(
     lora_rank: int | None,
     tie_vectors: bool,
 ) -> RecursiveConfig:
+    """Return the configuration of the model that a plan makes of a source."""
     fields = model.config.to_dict()
     for name in ("model_type", "architectures"):
         fields.pop(name, None)

@@ -75,6 +75,7 @@ class EarlyExitLoss(nn.Module):
     def _early(
         self, logits: torch.Tensor, final: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor
     ) -> torch.Tensor:
+        """Return the loss of one early exit, logits (..., n_classes)."""
         loss = _cross_entropy(logits, labels) if self.hard_labels else torch.zeros((), device=logits.device)
         return loss + soft_label_loss(logits, final.detach(), mask=counted) if self.self_distill else loss
 
@@ -86,7 +87,7 @@ def evaluate_exits(model: RecursiveForCausalLM, sequences: torch.Tensor, *, batc
     Parameters
     ----------
     model : RecursiveForCausalLM
-        With ``sharing="cycle"``; evaluated in evaluation mode, and left in the mode it was in.
+        Evaluated in evaluation mode, and left in the mode it was in.
     sequences : int64 tensor (n, length)
         Tokens without padding; each is predicted from those before it.
     batch_size : int
@@ -95,33 +96,39 @@ def evaluate_exits(model: RecursiveForCausalLM, sequences: torch.Tensor, *, batc
     Returns
     -------
     Result
-        A row per exit: ``loss`` (nats per token), ``accuracy``, ``agreement`` (how often it predicts the final loop's
-        token), ``oracle_share`` (share of tokens for which it is the first to do so). Scalars: ``mean_exit``, the mean
-        number of loops if every token left there, an upper limit of what early exits save, and ``loss`` of the final.
+        A row per exit, after every loop for ``sharing="cycle"`` and else only after the last: ``loss`` (nats per token),
+        ``accuracy``, ``agreement`` (how often it predicts the final loop's token), ``oracle_share`` (share of tokens
+        for which it is the first to do so). Scalars: ``mean_exit``, the mean number of loops if every token left there,
+        an upper limit of what early exits save, and ``loss`` of the final.
     """
-    model.check_exits()
+    if not hasattr(model, "has_exits"):
+        raise TypeError(f"model must be a RecursiveForCausalLM, got {type(model).__name__}")
     if not isinstance(sequences, torch.Tensor) or sequences.ndim != 2 or sequences.is_floating_point():
         raise TypeError(f"sequences must be an integer tensor (n, length), got {shorten(sequences)}")
     if sequences.shape[1] < 2 or not len(sequences):
         raise ValueError(f"sequences must hold two tokens at least, got shape {tuple(sequences.shape)}")
     batch_size = check_integer("batch_size", batch_size, minimum=1)
-    was_training, totals = model.training, np.zeros((4, model.config.num_loops))
+    loops = np.arange(1, model.config.num_loops + 1)[slice(None) if model.has_exits else slice(-1, None)]
+    was_training, totals = model.training, np.zeros((4, len(loops)))
     model.eval()
     with provenance(device=str(model.device)) as record:
         for ids in sequences.split(batch_size):
-            exits = model(ids.to(model.device), output_exits=True, use_cache=False).exit_logits
+            output = model(ids.to(model.device), output_exits=model.has_exits, use_cache=False)
+            exits = output.exit_logits or (output.logits,)
             totals += _sums([logits[:, :-1].flatten(0, 1) for logits in exits], ids[:, 1:].flatten().to(model.device))
     model.train(was_training)
     loss, accuracy, agreement, share = totals / sequences[:, 1:].numel()
     arrays = {"loss": loss, "accuracy": accuracy, "agreement": agreement, "oracle_share": share}
-    mean_exit = float(share @ np.arange(1, len(share) + 1))
-    rows = [f"loop {i + 1}" for i in range(len(loss))]
-    scalars = {"loss": float(loss[-1]), "mean_exit": mean_exit}
+    rows = [f"loop {i}" for i in loops]
+    scalars = {"loss": float(loss[-1]), "mean_exit": float(share @ loops)}
     return Result("lm.relaxed_recursive/exits", arrays=arrays, scalars=scalars, rows=rows, provenance=record)
 
 
 def _sums(exits: list[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
-    """Return sums over tokens (4, n_exits): loss, correct, as the final exit, the first to be so."""
+    """Return sums (4, n_exits) over tokens: loss, correct, as the final exit, the first to be so.
+
+    Logits are (tokens, vocabulary) per exit, labels (tokens,).
+    """
     guesses = torch.stack([logits.argmax(-1) for logits in exits])
     agrees = guesses == guesses[-1]
     first = torch.nn.functional.one_hot(agrees.int().argmax(0), len(exits)).sum(0)
@@ -131,12 +138,13 @@ def _sums(exits: list[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean over labels (...) that count, in float32 at least, for logits (..., n_classes)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(wide.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
 
 
 def _check_exits(exit_logits: Any, labels: Any) -> torch.Tensor:
-    """Return which labels count."""
+    """Return which labels (...) count."""
     if not isinstance(exit_logits, (list, tuple)) or not all(isinstance(one, torch.Tensor) for one in exit_logits):
         raise TypeError(f"exit_logits must be a list of tensors, got {type(exit_logits).__name__}")
     if not exit_logits or exit_logits[0].ndim < 2 or len({one.shape for one in exit_logits}) > 1:

@@ -110,6 +110,7 @@ def plan_layers(
 def _chosen(
     inner: list[int], n_unique: int, init: str, sharing: str, random_state: int | Streams | None
 ) -> list[list[int]]:
+    """Return the sources of each of the n_unique layers that stand for the layers `inner`."""
     first, n = _alone(sharing), len(inner)
     if init == "average":
         by_loop = sharing.endswith("cycle")
@@ -131,4 +132,5 @@ def _spread(first: int, n: int, count: int) -> list[int]:
 
 
 def _alone(sharing: str) -> int:
+    """Return how many layers at either end are not looped."""
     return int(sharing.startswith("middle"))

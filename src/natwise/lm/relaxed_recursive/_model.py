@@ -160,9 +160,14 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         """The norm before the head."""
         return self.model.final_layer_norm if self.config.base_model_type == "gpt_neox" else self.model.norm
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether every loop ends a block, after which a token may leave."""
+        return self.config.sharing == "cycle"
+
     def check_exits(self) -> None:
         """Refuse to exit early from layers that are not looped as a block."""
-        if self.config.sharing != "cycle":
+        if not self.has_exits:
             raise ValueError(
                 f"output_exits needs sharing='cycle', whose loops end a block, got {self.config.sharing!r}"
             )

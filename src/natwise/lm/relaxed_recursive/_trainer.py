@@ -82,6 +82,8 @@ class UptrainTrainer(Trainer):
         """Return the loss of a batch; see the class."""
         if not model.training or (self.teacher is None and self._early_exit is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "labels" not in inputs:
+            raise ValueError(f"train_dataset must have labels, got only {', '.join(inputs)}")
         labels = inputs["labels"][:, 1:].contiguous()
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**inputs, **({} if self._early_exit is None else {"output_exits": True}))
@@ -99,6 +101,7 @@ class UptrainTrainer(Trainer):
     def _mean_loss(
         self, inputs: dict[str, Any], outputs: Any, labels: torch.Tensor, counted: torch.Tensor
     ) -> torch.Tensor:
+        """Return the mean over labels (batch, length - 1) that count, for outputs on (batch, length)."""
         exits = outputs.exit_logits if self._early_exit is not None else [outputs.logits]
         loss = (self._early_exit or EarlyExitLoss())([logits[:, :-1] for logits in exits], labels)
         if self.teacher is None:

@@ -34,7 +34,7 @@ CHECKPOINTS = "checkpoints"
 class Recipe:
     """Settings of a run; see ``natwise lm uptrain --help``."""
 
-    loops: int
+    loops: int | None
     init: str
     rank: int | None
     distill: str | None
@@ -46,8 +46,9 @@ class Recipe:
 
     def check(self) -> None:
         """Refuse settings that cannot work before anything is read."""
-        for name, least in (("loops", 1), ("steps", 1), ("seed", 0)):
-            check_integer(name, asdict(self)[name], minimum=least)
+        for name, least in (("loops", 1), ("rank", 1), ("steps", 1), ("seed", 0)):
+            if (value := asdict(self)[name]) is not None:
+                check_integer(name, value, minimum=least)
         if not re.fullmatch(r"[1-9]\d*x\d*[1-9]\d*", self.batch) or self.context < 2:
             raise ValueError(f"batch must be like 16x512, sequences x tokens, got {shorten(self.batch)}")
         check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
@@ -129,7 +130,13 @@ def uptrain_folder(model: Path, text: Path, out: Path, recipe: Recipe) -> tuple[
 def _recursive(source: Any, recipe: Recipe, streams: Streams) -> Any:
     """Return the source converted, or the source where it is recursive already."""
     if not isinstance(source.config, RecursiveConfig):
-        return to_recursive(source, recipe.loops, recipe.init, recipe.rank, random_state=streams)
+        return to_recursive(source, recipe.loops or 2, recipe.init, recipe.rank, random_state=streams)
+    for name, ours, theirs in (
+        ("loops", recipe.loops, source.config.num_loops),
+        ("rank", recipe.rank, source.config.lora_rank),
+    ):
+        if ours is not None and ours != theirs:
+            raise ValueError(f"{name} is {theirs} in the recursive checkpoint and cannot be another, got {ours}")
     if recipe.distill is not None:
         raise ValueError(f"distill needs a source that is not recursive yet, got {recipe.distill!r}")
     return source

@@ -249,6 +249,10 @@ def test_bad_input():
     def swap(model):
         model.model.layers[2].mlp.up_proj = torch.nn.Linear(16, 8, bias=False)
 
+    def quantise(model):
+        layer = model.model.layers[0].mlp.up_proj
+        layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+
     mixtral = AutoConfig.for_model("mixtral", **SIZES, num_hidden_layers=2, num_key_value_heads=2, num_local_experts=2)
     cases = [
         ({"num_loops": 3}, ValueError, "num_loops must divide num_hidden_layers=4"),
@@ -270,6 +274,7 @@ def test_bad_input():
         ({"model": to_recursive(source(), 2)}, ValueError, "must be of type"),
         ({"model": broken(poison)}, ValueError, "layers.1.mlp.up_proj"),
         ({"model": broken(swap)}, ValueError, "layer 2"),
+        ({"model": broken(quantise)}, ValueError, "quantised"),
         ({"model": source("gemma2", layers=6)}, ValueError, "layer_types"),
         ({"model": source("gpt_neox", attention_bias=False), "fold_norms": True}, ValueError, "bias"),
     ]

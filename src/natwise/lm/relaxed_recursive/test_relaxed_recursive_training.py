@@ -67,10 +67,12 @@ def test_evaluation_of_exits():
     mean_exit = ((guesses == guesses[-1]).argmax(0) + 1).mean()
     assert_allclose(result.scalars["mean_exit"], mean_exit)
     assert result.arrays["agreement"][-1] == 1.0
+    middle = evaluate_exits(to_recursive(source(layers=6), 2, sharing="middle_cycle"), IDS)
+    assert (middle.rows, middle.scalars["mean_exit"]) == (("loop 2",), 2.0)
 
 
 def arguments(folder, **options):
-    options = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.5, "optim": "sgd", **options}
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.5, "optim": "sgd", **options}
     quiet = {"report_to": [], "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no", "use_cpu": True}
     return TrainingArguments(str(folder), **{**quiet, **options})
 
@@ -86,17 +88,16 @@ def train(folder, options=None, model=None, resume=None, **others):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "tvd"])
-def test_batches_may_be_accumulated(tmp_path, kind):
+def test_batches_may_be_accumulated(tmp_path):
     """Sequences with unequal numbers of tokens that count: the mean is over the tokens of the whole step."""
-    settings = {"teacher": source(), "distillation": kind, "early_exit": EarlyExitLoss()}
-    whole = train(tmp_path, {"max_steps": 2}, **settings)
-    parts = {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    settings = {"teacher": source(), "distillation": "tvd", "early_exit": EarlyExitLoss()}
+    whole = train(tmp_path, **settings)
+    parts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     assert_allclose(train(tmp_path, parts, **settings), whole, atol=1e-5)
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
     whole = train(tmp_path, options)
     model = to_recursive(source(), 2, "average", 2, random_state=5)
     assert torch.equal(train(tmp_path, options, model, resume=str(tmp_path / "checkpoint-2")), whole)
@@ -147,6 +148,7 @@ def test_bad_exits():
         lambda exit_logits, labels: EarlyExitLoss()(exit_logits, labels), cases, exit_logits=EXITS, labels=LABELS
     )
     cases = [
+        ({"model": source()}, TypeError, "RecursiveForCausalLM"),
         ({"sequences": IDS.float()}, TypeError, "integer tensor"),
         ({"sequences": IDS[:, :1]}, ValueError, "two tokens"),
         ({"batch_size": 0}, ValueError, ">= 1"),
@@ -185,6 +187,8 @@ def test_command(checkpoint, capsys):
         ({"batch": "16"}, ValueError, "like 16x512"),
         ({"distill": "kl"}, ValueError, "must be one of"),
         ({"distill": "jsd", "model": checkpoint / "out"}, ValueError, "not recursive yet"),
+        ({"rank": 3, "model": checkpoint / "out"}, ValueError, "rank is 2 in the recursive checkpoint"),
+        ({"loops": 3, "model": checkpoint / "out"}, ValueError, "loops is 2 in the recursive checkpoint"),
         ({"init": "first"}, ValueError, "must be one of"),
         ({"model": checkpoint}, ValueError, "no "),
         ({"text": checkpoint / "none.txt"}, ValueError, "must be a file"),
