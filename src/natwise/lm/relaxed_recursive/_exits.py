@@ -96,7 +96,7 @@ def evaluate_exits(model: RecursiveForCausalLM, sequences: torch.Tensor, *, batc
     Returns
     -------
     Result
-        A row per exit, after every loop for ``sharing="cycle"`` and else only after the last: ``loss`` (nats per token),
+        A row per exit, after every loop for ``sharing="cycle"`` and else after the last: ``loss`` (nats per token),
         ``accuracy``, ``agreement`` (how often it predicts the final loop's token), ``oracle_share`` (share of tokens
         for which it is the first to do so). Scalars: ``mean_exit``, the mean number of loops if every token left there,
         an upper limit of what early exits save, and ``loss`` of the final.
