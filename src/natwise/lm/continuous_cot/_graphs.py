@@ -227,7 +227,8 @@ def _check_hops(hops: Any) -> tuple[int, int]:
 
 def _grow(rng: np.random.Generator, n_nodes: int, n_edges: int) -> np.ndarray:
     """Return the edges of an acyclic graph; nodes 0 and 1 are sources, later nodes hang below one or both."""
-    sides, depths, edges = [1, 2], [0, 0], set()
+    sides, depths = [1, 2], [0, 0]  # which sources lead to a node, as bits
+    edges: set[tuple[int, int]] = set()
     for node in range(2, n_nodes):
         spare = n_edges - len(edges) - (n_nodes - node)  # every later node needs an edge
         wanted = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2] if spare > 0 else [0.5, 0.5, 0.0]))
