@@ -52,10 +52,10 @@ def loss(W, samples, weights, eps, l1, rng):
     own_factors = [x @ w.T + torch.randn(len(x), len(w)) for x, w in zip(noisy, W, strict=True)]
     total = 0.0
     for x, z_own, w, alpha in zip(noisy, own_factors, W, weights, strict=True):
-        keep = alpha > 0
-        window = torch.cat(noisy)[keep]
+        seen = alpha.split([len(x) for x in noisy])
+        window = torch.cat([other for other, share in zip(noisy, seen, strict=True) if share[0] > 0])
         z = window @ w.T + torch.randn(len(window), len(w))
-        _, z2, B = conditional_mean(z, window, alpha[keep])
+        _, z2, B = conditional_mean(z, window, alpha[alpha > 0])
         residual = ((x - z_own @ B) ** 2).mean(0)
         total = total + 0.5 * torch.log(torch.clamp(residual, min=1e-8)).sum() + 0.5 * torch.log(z2).sum()
     for first, second in itertools.pairwise(W):

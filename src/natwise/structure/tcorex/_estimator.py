@@ -340,7 +340,7 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Set the fitted attributes from weights."""
         weights = weights.double().cpu()
         objective = TemporalObjective(*_rows(Z, counts, window, self.weighted_objective), TemporalPenalty())
-        self.tc_ = -objective.evaluate(weights)[0].numpy()
+        self.tc_ = -objective.evaluate(weights, torch.empty_like(weights))[0].numpy()
         correlations, size = objective.correlations(weights)
         self.components_ = (weights / size).numpy()
         squared = correlations.numpy() ** 2

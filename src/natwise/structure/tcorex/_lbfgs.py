@@ -10,8 +10,9 @@ MEMORY = 3
 FIRST_STEP = 0.1  # of the norm of the weights
 SUFFICIENT = 1e-4  # share of the predicted decrease that is asked for
 SMALLEST_STEP = 1e-8
+_GRADIENT = 2 * MEMORY  # its position in the basis, after the steps and the changes of the gradient
 
-Objective = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class LBFGS:
@@ -20,7 +21,7 @@ class LBFGS:
     Parameters
     ----------
     objective : callable
-        Maps weights to the objective and its gradient.
+        ``objective(weights, gradient)`` returns the objective and writes its gradient to the second tensor.
     weights : tensor
         Where to start; moved in place.
 
@@ -34,76 +35,92 @@ class LBFGS:
     Notes
     -----
     The direction is a combination of the history and the gradient, so the recursion runs on their inner products
-    (Chen, Wang, Zhou 2014): one product of the (7, size) history with the new gradient and one combination of it per
-    step. The usual recursion would pass over the memory a dozen times, which costs as much as the objective. Steps are
-    backtracked until the objective decreases enough; a step along which the curvature is not positive is not
-    remembered.
+    (Chen, Wang, Zhou 2014): a step multiplies each of the seven vectors with the new gradient, and combines them once.
+    The usual recursion would pass over the memory a dozen times, which costs as much as the objective. All vectors are
+    allocated once. Steps are backtracked until the objective decreases enough; a step along which the curvature is not
+    positive is not remembered.
     """
 
     def __init__(self, objective: Objective, weights: torch.Tensor):
         self._objective, self._weights = objective, weights
-        value, gradient = objective(weights)
-        self.value, self.n_evaluations = float(value), 1
-        self._basis = torch.zeros(2 * MEMORY + 1, weights.numel(), dtype=weights.dtype, device=weights.device)
-        self._gram = torch.zeros(2 * MEMORY + 1, 2 * MEMORY + 1, dtype=torch.float64)
+        self._trial, self._new_gradient = torch.empty_like(weights), torch.empty_like(weights)
+        self._basis = [torch.empty_like(weights) for _ in range(_GRADIENT + 1)]
+        self._gram = torch.zeros(_GRADIENT + 1, _GRADIENT + 1, dtype=torch.float64)
         self._order: list[int] = []  # slots of the remembered steps, oldest first
-        self._basis[-1] = gradient.flatten()
-        self._gram[-1, -1] = torch.dot(self._basis[-1], self._basis[-1])
+        self.value, self.n_evaluations = float(objective(weights, self._basis[_GRADIENT])), 1
+        self._set_products(_GRADIENT, self._products(self._basis[_GRADIENT]))
 
     def step(self) -> bool:
         """Move downhill; return False when no step along the direction lowers the objective."""
         coefficients = self._direction()
-        slope = float(self._gram[-1] @ coefficients)
-        direction = (coefficients.to(self._basis) @ self._basis).view_as(self._weights)
+        slope = float(self._gram[_GRADIENT] @ coefficients)
         size = 1.0
         while size >= SMALLEST_STEP:
-            trial = torch.add(self._weights, direction, alpha=size)
-            value, gradient = self._objective(trial)
+            self._try(size * coefficients)
+            value = float(self._objective(self._trial, self._new_gradient))
             self.n_evaluations += 1
-            if float(value) <= self.value + SUFFICIENT * size * slope:  # not for NaN
-                self.value = float(value)
-                self._weights.copy_(trial)
-                self._remember(direction.mul_(size).flatten(), size * coefficients, gradient.flatten())
+            if value <= self.value + SUFFICIENT * size * slope:  # not for NaN
+                self.value = value
+                self._remember(size * coefficients)
+                self._weights.copy_(self._trial)
                 return True
-            size *= self._shorter(float(value) - self.value, size * slope)
+            size *= self._shorter(value - self.value, size * slope)
         return False
 
-    def _remember(self, step: torch.Tensor, coefficients: torch.Tensor, gradient: torch.Tensor) -> None:
+    def _try(self, step: torch.Tensor) -> None:
+        """Set the trial weights; the step is given by its coefficients."""
+        first, *others = self._positions()
+        torch.add(self._weights, self._basis[first], alpha=float(step[first]), out=self._trial)
+        for position in others:
+            self._trial.add_(self._basis[position], alpha=float(step[position]))
+
+    def _remember(self, step: torch.Tensor) -> None:
         """Take the new gradient; remember the step and the change of the gradient when the curvature is positive.
 
         The step is a combination of the basis, so that its products with the basis follow from the Gram matrix, and
-        those of the change follow from those of the gradients: one pass over the memory is all that it takes.
+        those of the change follow from those of the gradients.
         """
-        change = gradient - self._basis[-1]
-        with_gradient = (self._basis @ gradient).double().cpu()
-        with_step = self._gram @ coefficients
-        with_change = with_gradient - self._gram[-1]
-        along = torch.dot(step, gradient).double().cpu()
-        curvature = along - with_step[-1]
-        gradient_norm2 = torch.dot(gradient, gradient).double().cpu()
-        with_step[-1], with_change[-1] = along, gradient_norm2 - with_gradient[-1]
-        with_gradient[-1] = gradient_norm2
-        self._put(2 * MEMORY, gradient, with_gradient)
-        if curvature > 0:
-            slot = self._order.pop(0) if len(self._order) == MEMORY else len(self._order)
-            self._order.append(slot)
-            self._put(slot, step, with_step)
-            self._put(MEMORY + slot, change, with_change)
-            self._gram[slot, MEMORY + slot] = self._gram[MEMORY + slot, slot] = curvature
-            self._gram[MEMORY + slot, MEMORY + slot] = torch.dot(change, change)
+        with_step, with_gradient = self._gram @ step, self._gram[_GRADIENT].clone()
+        if len(self._order) == MEMORY:
+            self._order.pop(0)
+        slot = min(set(range(MEMORY)) - set(self._order))
+        torch.sub(self._trial, self._weights, out=self._basis[slot])
+        change = torch.sub(self._new_gradient, self._basis[_GRADIENT], out=self._basis[MEMORY + slot])
+        self._basis[_GRADIENT], self._new_gradient = self._new_gradient, self._basis[_GRADIENT]
+        self._order.append(slot)
+        with_new_gradient = self._products(self._basis[_GRADIENT])
+        curvature = with_new_gradient[slot] - with_step[_GRADIENT]
+        with_change = with_new_gradient - with_gradient
+        with_step[_GRADIENT], with_step[MEMORY + slot] = with_new_gradient[slot], curvature
+        with_change[_GRADIENT], with_change[slot] = with_new_gradient[MEMORY + slot], curvature
+        with_change[MEMORY + slot] = torch.dot(change.flatten(), change.flatten())
+        self._set_products(_GRADIENT, with_new_gradient)
+        self._set_products(slot, with_step)
+        self._set_products(MEMORY + slot, with_change)
+        if not curvature > 0:
+            self._order.pop()
 
-    def _put(self, slot: int, vector: torch.Tensor, products: torch.Tensor) -> None:
-        """Store a vector and its products with the basis."""
-        self._basis[slot] = vector
-        self._gram[:, slot] = self._gram[slot] = products
+    def _positions(self) -> list[int]:
+        """Return the positions in the basis that hold something."""
+        return [*self._order, *(MEMORY + slot for slot in self._order), _GRADIENT]
+
+    def _products(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the inner products of a vector with the basis."""
+        positions, products = self._positions(), torch.zeros(_GRADIENT + 1, dtype=torch.float64)
+        found = [torch.dot(self._basis[position].flatten(), vector.flatten()) for position in positions]
+        products[positions] = torch.stack(found).double().cpu()
+        return products
+
+    def _set_products(self, position: int, products: torch.Tensor) -> None:
+        self._gram[:, position] = self._gram[position] = products
 
     def _direction(self) -> torch.Tensor:
         """Return the coefficients of minus the inverse Hessian times the gradient: the two-loop recursion."""
-        gram, result = self._gram, torch.zeros(2 * MEMORY + 1, dtype=torch.float64)
-        result[-1] = -1.0
+        gram, result = self._gram, torch.zeros(_GRADIENT + 1, dtype=torch.float64)
+        result[_GRADIENT] = -1.0
         if not self._order:
-            result[-1] = -FIRST_STEP * float(self._weights.norm()) / float(gram[-1, -1].sqrt().clamp_min(1e-30))
-            return result
+            size = FIRST_STEP * float(self._weights.norm())
+            return result * (size / float(gram[_GRADIENT, _GRADIENT].sqrt().clamp_min(1e-30)))
         weights = {}
         for slot in reversed(self._order):
             weights[slot] = gram[slot] @ result / gram[slot, MEMORY + slot]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,27 +48,30 @@ class TemporalPenalty:
     smoothing: float = 1e-3
 
     def __call__(self, M: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the penalty of `M` (T, m, p), float64, and add its gradient to `gradient`."""
-        change = M[1:] - M[:-1]
+        """Return the penalty of `M` (T, m, p), float64, and write its gradient to the second tensor."""
+        width = max(1, _BLOCK_ELEMENTS[M.device.type] // len(M))
+        blocks = zip(M.flatten(1).split(width, 1), gradient.flatten(1).split(width, 1), strict=True)
+        return torch.stack([self._on_block(*block) for block in blocks]).sum()
+
+    def _on_block(self, M: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        slope = M.new_empty(len(M) + 1, M.shape[1])
+        slope[0], slope[-1] = 0, 0  # nothing before the first and after the last period
+        change = torch.sub(M[1:], M[:-1], out=slope[1:-1])
         value = torch.zeros((), dtype=torch.float64, device=M.device)
+        factor: float | torch.Tensor = 2 * self.l2
         if self.l2:
-            value += self.l2 * (change**2).sum()
-            _add_difference(gradient, change, 2 * self.l2)
+            value += self.l2 * change.square().sum()
         if self.l1:
             size = torch.addcmul(change.new_tensor(self.smoothing**2), change, change).sqrt_()
             value += self.l1 * (size.sum() - self.smoothing * size.numel())
-            _add_difference(gradient, change.div_(size), self.l1)
+            factor = size.reciprocal_().mul_(self.l1).add_(factor)
+        change.mul_(factor)
+        torch.sub(slope[:-1], slope[1:], out=gradient)
         return value
 
     def applies_to(self, kind: str) -> bool:
         """Say whether changes of ``"weights"`` or of ``"mutual_info"`` cost anything."""
         return self.on == kind and (self.l1 > 0 or self.l2 > 0)
-
-
-def _add_difference(gradient: torch.Tensor, slope: torch.Tensor, factor: float) -> None:
-    """Add the gradient of a function of consecutive differences whose derivative is `factor` times `slope`."""
-    gradient[1:].add_(slope, alpha=factor)
-    gradient[:-1].sub_(slope, alpha=factor)
 
 
 class TemporalObjective:
@@ -89,8 +91,8 @@ class TemporalObjective:
     Notes
     -----
     The factors are divided by the root of E[z^2] from the start, so that this root enters no m x p pass. An evaluation
-    takes four products with the N samples of the window, 8 T N m p flops; the element-wise work is done on blocks of
-    variables that stay in the cache, and nothing but W and its gradient is held at full size.
+    takes four products with the N samples of the window, 8 T N m p flops; the element-wise work is done in place, on
+    blocks of variables that stay in the cache, and nothing but W and its gradient is held at full size.
     """
 
     def __init__(self, window: Rows, own: Rows | None, penalty: TemporalPenalty, eps: float = 0.0):
@@ -98,56 +100,49 @@ class TemporalObjective:
         self._variance = self._with_noise(window.second_moments())
         self._own_variance = self._variance if own is None else self._with_noise(own.second_moments())
 
-    def __call__(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the objective (float64 scalar) and its gradient (T, m, p)."""
-        bounds, penalty, gradient = self.evaluate(W)
+    def __call__(self, W: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the objective, a float64 scalar, and write its gradient to the second tensor, (T, m, p)."""
+        bounds, penalty = self.evaluate(W, gradient)
         per_variable = 1 / (len(W) * W.shape[2])
-        return (bounds.sum() + penalty) * per_variable, gradient.mul_(per_variable)
+        gradient.mul_(per_variable)
+        return (bounds.sum() + penalty) * per_variable
 
-    def evaluate(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return O_t of each period (T,) and the penalty, in nats and float64, and the gradient of their sum."""
+    def evaluate(self, W: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return O_t of each period (T,) and the penalty, in nats and float64; write the gradient of their sum."""
         window = Factors(self._window, W, self._noise)
         own = window if self._own is None else Factors(self._own, W, self._noise, window.scale)
         bounds = torch.log(window.scale).double().sum((1, 2))
         penalty = torch.zeros_like(bounds[0])
-        gradient = torch.empty_like(W)
+        if self._penalty.applies_to("weights"):
+            penalty += self._penalty(W, gradient)
+        else:
+            gradient.zero_()
         for columns in self._blocks(W):
+            images = window.images(columns)
+            own_images = images.clone() if own is window else own.images(columns)
             variances = self._variance[:, columns], self._own_variance[:, columns]
-            residuals = Residuals(window.images(columns), own.images(columns), own.gram, *variances)
+            residuals = Residuals(images, own_images, own.gram, *variances)
             bounds += residuals.entropy
+            block = gradient[..., columns]
             if self._penalty.applies_to("mutual_info"):
                 penalty += residuals.penalize(self._penalty)
-            through_images, through_own_images, through_gram, pull = residuals.gradients()
-            window.receive(through_images, columns)
-            own.receive(through_own_images, columns)
+            through_images, through_own_images, through_gram = residuals.gradients()
             own.mixing += through_gram
-            window.mixing.diagonal(dim1=1, dim2=2).sub_(pull)
-            if self._noise:
-                torch.add(through_images, through_own_images, out=gradient[..., columns])
-        window.mixing.diagonal(dim1=1, dim2=2).add_(1)  # from the logarithm of the scale
-        penalty += self._finish(gradient, W, window, own)
-        return bounds, penalty, gradient
+            window.receive(through_images, columns, block)
+            own.receive(through_own_images, columns, block)
+        pull = (own.mixing * own.gram).sum(2) + window.pull()
+        if own is not window:
+            pull += own.pull()
+        window.mixing.diagonal(dim1=1, dim2=2).add_(1 - pull)  # 1 from the logarithm of the scale
+        window.add_gradient(gradient)
+        if own is not window:
+            own.add_gradient(gradient)
+        return bounds, penalty
 
     def correlations(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the correlations of factors and variables (T, m, p), and the root of E[z^2] (T, m, 1)."""
         factors = Factors(self._window, W, self._noise)
-        return factors.images(slice(None)) / _root(self._variance), factors.scale
-
-    def _finish(self, gradient: torch.Tensor, W: torch.Tensor, window: Factors, own: Factors) -> torch.Tensor:
-        """Turn gradients with respect to images and grams into the one with respect to W; return the penalty of W."""
-        penalty = torch.zeros((), dtype=torch.float64, device=W.device)
-        mixing = window.mixing if own is window else window.mixing + own.mixing
-        for columns in self._blocks(W):
-            part = window.weight_gradient(columns)
-            if own is not window:
-                part += own.weight_gradient(columns)
-            if self._noise:
-                through_noise = gradient[..., columns].baddbmm_(mixing, W[..., columns] / window.scale)
-                part.addcmul_(through_noise, self._noise / window.scale)
-            if self._penalty.applies_to("weights"):
-                penalty += self._penalty(W[..., columns], part)
-            gradient[..., columns] = part
-        return penalty
+        return factors.images(slice(None)) / _guarded(self._variance).sqrt(), factors.scale
 
     def _with_noise(self, variance: torch.Tensor) -> torch.Tensor:
         return (1 - self._noise) * variance + self._noise
@@ -186,23 +181,31 @@ class Factors:
         self._weighted = self.values * self._weights
         self.mixing = torch.zeros_like(gram)
         self._received = torch.zeros_like(self.values)
+        self._pull = torch.zeros_like(self.scale[..., 0])
 
     def images(self, columns: slice) -> torch.Tensor:
         """Return E[z_j x_i] / scale_j for some variables, (T, m, columns)."""
         images = self._weighted @ self.rows.X[..., columns]
-        return images.add_(self._W[..., columns] / self.scale, alpha=self._noise) if self._noise else images
+        return images.addcmul_(self._W[..., columns], self._noise / self.scale) if self._noise else images
 
-    def receive(self, gradient: torch.Tensor, columns: slice) -> None:
-        """Take the gradient with respect to `images`."""
-        self._received += gradient @ self.rows.X[..., columns].mT
+    def receive(self, through_images: torch.Tensor, columns: slice, gradient: torch.Tensor) -> None:
+        """Take the gradient with respect to `images`; add what it means for the annealing noise to that of W."""
+        _add_product(self._received, through_images, self.rows.X[..., columns].mT)
+        if self._noise:
+            through_weights = through_images.mul_(self._noise / self.scale)
+            gradient += through_weights
+            self._pull += through_weights.mul_(self._W[..., columns]).sum(2)
 
-    def weight_gradient(self, columns: slice) -> torch.Tensor:
-        """Return the gradient with respect to W for some variables, but for the terms of the annealing noise."""
-        return self._coefficients @ self.rows.X[..., columns]
+    def pull(self) -> torch.Tensor:
+        """Return minus the derivative with respect to the logarithm of the scales through the images, (T, m)."""
+        return self._pull + (self._received * self._weighted).sum(2)
 
-    @functools.cached_property
-    def _coefficients(self) -> torch.Tensor:
-        return torch.baddbmm(self._received, self.mixing, self.values) * self._weights / self.scale
+    def add_gradient(self, gradient: torch.Tensor) -> None:
+        """Add the gradient with respect to W."""
+        through_values = torch.baddbmm(self._received, self.mixing, self.values).mul_(self._weights / self.scale)
+        _add_product(gradient, through_values, self.rows.X)
+        if self._noise:
+            gradient.baddbmm_(self._noise * self.mixing / self.scale / self.scale.mT, self._W)
 
 
 class Residuals:
@@ -211,7 +214,8 @@ class Residuals:
     Parameters
     ----------
     images, own_images : tensor of shape (T, m, c)
-        E[z_j x_i] / sqrt(E[z_j^2]) on the rows that correlations are learned from, and on those whose residuals count.
+        E[z_j x_i] / sqrt(E[z_j^2]) on the rows that correlations are learned from, and on those whose residuals count;
+        the latter are overwritten.
     gram : tensor of shape (T, m, m)
         E[z_j z_k] / sqrt(E[z_j^2] E[z_k^2]), the numerator on the latter.
     variance, own_variance : tensor of shape (T, c)
@@ -231,44 +235,48 @@ class Residuals:
         variance: torch.Tensor,
         own_variance: torch.Tensor,
     ):
-        self._own_images = own_images
-        self._per_root = 1 / _root(variance)
-        self._R = images * self._per_root
-        self._q = torch.addcmul(images.new_ones(()), self._R, self._R, value=-1).reciprocal_()
-        self._b = self._R * self._q
-        self._shrink = (1 / (1 - images.shape[1] + self._q.sum(1, keepdim=True))).div_(self._per_root)
-        self._B = self._b * self._shrink
-        self._predicted = torch.bmm(gram, self._B)
-        residual = own_variance + (self._predicted - own_images).sub_(own_images).mul_(self._B).sum(1)
+        self._images, self._variance = images, _guarded(variance)
+        self._q = torch.addcmul(self._variance, images, images, value=-1).reciprocal_()  # 1 / s(1 - R^2)
+        self._shrink = self._variance / (self._variance * self._q.sum(1, keepdim=True) + (1 - images.shape[1]))
+        self._B = (images * self._q).mul_(self._shrink)
+        self._scratch = self._B * own_images
+        explained = self._scratch.sum(1)
+        self._error = own_images.baddbmm_(gram, self._B, alpha=-1)
+        self._elasticity = torch.mul(self._B, self._error, out=self._scratch).sum(1)
+        residual = own_variance - explained - self._elasticity
         self._precision = torch.where(residual > SMALLEST_VARIANCE, 1 / residual, 0)[:, None]
         self.entropy = 0.5 * torch.log(residual.clamp_min_(SMALLEST_VARIANCE)).double().sum(1)
         self._through_information: torch.Tensor | None = None
 
     def penalize(self, penalty: TemporalPenalty) -> torch.Tensor:
         """Return the penalty of the mutual informations -1/2 log(1 - R^2); `gradients` will contain its gradient."""
-        self._through_information = torch.zeros_like(self._R)
-        return penalty(0.5 * torch.log(self._q), self._through_information)
+        self._through_information = torch.empty_like(self._q)
+        return penalty(0.5 * torch.log(self._q * self._variance), self._through_information)
 
-    def gradients(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients with respect to `images`, `own_images` and `gram`, and the pull on the factors' scales.
-
-        The pull (T, m) is minus the derivative with respect to the logarithm of the scales. The gradient with respect
-        to `gram` is doubled, because `gram` is symmetric.
-        """
-        error = self._predicted.sub_(self._own_images)
-        elasticity = (error * self._B).mul_(self._precision)
-        through_b = error.mul_(self._precision * self._shrink)
-        through_r = -elasticity.sum(1, keepdim=True) * self._shrink * self._per_root
-        through_own = self._B * -self._precision
-        through_gram = -through_own @ self._B.mT
-        # b' = 2 q^2 - q and r' = 2 b q: the derivative by R is q (2 q (through_b + through_r R) - through_b)
-        through_R = torch.addcmul(through_b, through_r, self._R).mul_(self._q).mul_(2).sub_(through_b).mul_(self._q)
+    def gradients(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients with respect to `images`, `own_images` and `gram`, the last doubled: it is symmetric."""
+        # u: images, s: variance, q = 1 / (s - u^2), B = u q s / (1 + r) with r = sum_j (s q_j - 1), e: error.
+        # The gradient by u is q (e - 2 s q (e - u sum_j e_j B_j / s)) times precision and s / (1 + r).
+        through_u = torch.addcmul(
+            self._error, self._images, -self._elasticity[:, None] / self._variance, out=self._scratch
+        )
+        through_u.mul_(self._q)
+        through_u = self._error.addcmul_(through_u, self._variance, value=-2).mul_(self._q)
+        through_u.mul_(self._precision * self._shrink)
         if self._through_information is not None:
-            through_R.addcmul_(self._through_information, self._b)
-        pull = elasticity.sum(2) + (through_R * self._R).sum(2)
-        return through_R.mul_(self._per_root), through_own, through_gram, pull
+            through_u.addcmul_(self._through_information, self._images * self._q)
+        through_own = torch.mul(self._B, -self._precision, out=self._scratch)
+        return through_u, through_own, -(through_own @ self._B.mT)
 
 
-def _root(variance: torch.Tensor) -> torch.Tensor:
-    """Return the standard deviation (T, 1, p), a millionth too large: correlations stay below one in float32."""
-    return (1 + 1e-6) * variance.clamp_min(SMALLEST_VARIANCE).sqrt()[:, None]
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add a product of matrices per period; `right` may be one matrix for all."""
+    if right.ndim == 2:
+        total.flatten(0, 1).addmm_(left.flatten(0, 1), right)
+    else:
+        total.baddbmm_(left, right)
+
+
+def _guarded(variance: torch.Tensor) -> torch.Tensor:
+    """Return the variance (T, 1, p), two millionths too large: correlations stay below one in float32."""
+    return (1 + 2e-6) * variance.clamp_min(SMALLEST_VARIANCE)[:, None]

@@ -81,7 +81,8 @@ def slow_objective(Z, window, W, weighted, penalty, eps):
 def test_objective_and_gradient_against_the_slow_reference(gamma, weighted, eps, penalty, monkeypatch):
     monkeypatch.setitem(_objective._BLOCK_ELEMENTS, "cpu", 12 * 16)  # three blocks of variables
     Z, window, rows, W = problem(gamma, weighted)
-    value, gradient = TemporalObjective(*rows, penalty, eps)(W)
+    gradient = torch.full_like(W, np.nan)
+    value = TemporalObjective(*rows, penalty, eps)(W, gradient)
     W.requires_grad_()
     expected = slow_objective(Z, window, W, weighted, penalty, eps)
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -94,7 +95,7 @@ def test_noise_free_objective_is_the_average_of_the_noisy_one(eps):
     """Each sample is seen with 10,000 draws of the noise, so that means over samples are means over the noise."""
     Z, window, rows, W = problem(0.5, False, n_features=6, counts=np.array([4, 4]))
     W = W[:, :2]
-    bounds, _, _ = TemporalObjective(*rows, TemporalPenalty(), eps).evaluate(W)
+    bounds, _ = TemporalObjective(*rows, TemporalPenalty(), eps).evaluate(W, torch.empty_like(W))
     rng, repeats, noisy = np.random.default_rng(0), 10_000, 0.0
     for t, w in enumerate(W.numpy()):
         x = np.sqrt(1 - eps**2) * np.tile(Z, (repeats, 1)) + eps * rng.standard_normal((repeats * len(Z), 6))
@@ -110,11 +111,11 @@ def test_noise_free_objective_is_the_average_of_the_noisy_one(eps):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_lbfgs_finds_the_minimum_of_rosenbrock(dtype):
-    def objective(x):
+    def objective(x, gradient):
         x = x.detach().double().clone().requires_grad_()
         value = (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-        gradient = torch.autograd.grad(value, x)[0]
-        return value.detach(), gradient.to(dtype)
+        gradient.copy_(torch.autograd.grad(value, x)[0])
+        return value.detach()
 
     weights = torch.full((6,), -0.5, dtype=dtype)
     lbfgs = LBFGS(objective, weights)
@@ -139,18 +140,20 @@ def test_one_period_is_linear_corex(series):
 
 def test_without_ties_the_periods_are_problems_of_their_own():
     _, _, rows, W = problem(0.0, False)
-    together = TemporalObjective(*rows, TemporalPenalty()).evaluate(W)[0]
+    together = TemporalObjective(*rows, TemporalPenalty()).evaluate(W, torch.empty_like(W))[0]
     start = 0
     for t, count in enumerate(COUNTS):
         Z = rows[0].X[t, :count]
         alone = _rows(Z.numpy(), COUNTS[t : t + 1], np.full((1, count), 1 / count), False)
-        assert_allclose(TemporalObjective(*alone, TemporalPenalty()).evaluate(W[t : t + 1])[0], together[t])
+        w = W[t : t + 1]
+        assert_allclose(TemporalObjective(*alone, TemporalPenalty()).evaluate(w, torch.empty_like(w))[0], together[t])
         start += count
 
 
 def test_with_gamma_one_all_periods_see_the_same():
     _, _, rows, W = problem(1.0, True)
-    bounds, _, _ = TemporalObjective(*rows, TemporalPenalty()).evaluate(W[:1].repeat(len(W), 1, 1))
+    W = W[:1].repeat(len(W), 1, 1)
+    bounds, _ = TemporalObjective(*rows, TemporalPenalty()).evaluate(W, torch.empty_like(W))
     assert_allclose(bounds, bounds[0].expand_as(bounds))
 
 
