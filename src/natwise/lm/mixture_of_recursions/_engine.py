@@ -30,6 +30,7 @@ class _Board:
         limits = np.array([one["max_new_tokens"] for one in requests])
         n = len(requests)
         self.keep, self.limits = keep, limits
+        self.last = np.array([one["input_ids"][-1] for one in requests])  # (requests,) last token of the prompt
         self.exits = np.full((n, limits.max()), n_loops)  # loops asked for
         self.asks = np.array([one["exits"] is not None for one in requests])  # (requests,) whether there are any
         for i, one in enumerate(requests):
@@ -235,7 +236,7 @@ class DepthwiseBatchingEngine:
             exits = check_array(f"{name} exits", exits, shape=(n,), dtype="int64")
             if exits.min() < 1 or exits.max() > self._loop.num_loops:
                 raise ValueError(f"{name} exits must be in 1..{self._loop.num_loops}, got {shorten(exits.tolist())}")
-        return {"input_ids": torch.from_numpy(ids), "max_new_tokens": n, "exits": exits}
+        return {"input_ids": ids, "max_new_tokens": n, "exits": exits}
 
     def _refill(self, board: _Board, queue: deque[int], requests: list[dict[str, Any]]) -> None:
         """Give free slots to the requests that have waited longest."""
@@ -245,17 +246,17 @@ class DepthwiseBatchingEngine:
         if self.schedule == "sequence" and (board.loop[busy] > 0).any():  # in the middle of a token's round
             return
         start = time.perf_counter()
-        for slot in np.flatnonzero(~busy).tolist():
-            if not queue:
-                break
-            index = queue.popleft()
-            ids = requests[index]["input_ids"].to(self.model.device)
+        slots = (~busy).nonzero()[0][: len(queue)]
+        for slot in slots.tolist():
+            index = board.request[slot] = queue.popleft()
+            prompt = requests[index]["input_ids"][:-1]
             self._loop.clear(slot)
-            if len(ids) > 1:
-                self._loop.prefill(ids[:-1], slot)
-            board.request[slot], board.ordinal[slot], board.token[slot] = index, len(ids) - 1, ids[-1]
-            board.loop[slot], board.reached[slot] = 0, -1
-            board.begins[slot], board.waits[slot] = True, False
+            if len(prompt):
+                self._loop.prefill(torch.from_numpy(prompt).to(self.model.device), slot)
+            board.ordinal[slot] = len(prompt)
+        board.loop[slots], board.reached[slots], board.begins[slots], board.waits[slots] = 0, -1, True, False
+        rows = board.current(slots)
+        board.token[rows.slot_index] = rows.tensor(board.last[board.request[slots]])
         self.stats["prefill_seconds"] += time.perf_counter() - start
 
     def _begin(self, board: _Board) -> None:

@@ -40,8 +40,8 @@ class Rows:
     device: torch.device
 
     def tensor(self, values: np.ndarray) -> Tensor:
-        """Return host values as a tensor on the device."""
-        return torch.from_numpy(values).to(self.device)
+        """Return host values as a tensor on the device, without waiting for what runs there."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
     @cached_property
     def slot_index(self) -> Tensor:
