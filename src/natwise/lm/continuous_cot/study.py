@@ -74,7 +74,7 @@ class Setting:
 
 SETTINGS = {
     "ci": Setting(1, 0, 1000, 4000, 256, (), 0, (), 0),
-    "small": Setting(3, 1, 1000, 4000, 256, (16,), 5000, (1, 4, 8, 16), 1600),
+    "small": Setting(3, 1, 1000, 4000, 256, (16,), 5000, (1, 4, 8, 16), 2000),
     "paper": Setting(5, 5, 20_000, 20_000, 1024, (16, 24, 32), 20_000, (1, 2, 4, 8, 16), 20_000),
 }
 
@@ -307,7 +307,7 @@ def _graphs(setting: Setting, seed: int, device: str) -> Found:
     data, held_back = (prosqa_graphs(n, random_state=streams.child(n), **GRAPHS) for n in N_GRAPHS)
     prompts, asked, hops = data.prompts()[0], held_back.prompts()[0], GRAPHS["hops"][1]
     steps = setting.graph_steps
-    network = Network(width=64, heads=4, steps=steps, horizon=steps, batch_size=64, learning_rate=2e-3)
+    network = Network(steps=steps, horizon=steps, batch_size=64, learning_rate=4e-3)
     arrays: dict[str, Any] = {}
     for name, thoughts, kind in (("cot2", hops, "within"), ("discrete", hops, "path"), ("no_cot", 1, "within")):
         cot = fresh(network, data.n_tokens, prompts.shape[1] + hops, seed, device)
