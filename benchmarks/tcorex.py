@@ -21,8 +21,9 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from natwise.structure import TCorEx
+from natwise.structure.tcorex._estimator import _rows
 from natwise.structure.tcorex._lbfgs import LBFGS
-from natwise.structure.tcorex._objective import Rows, TemporalObjective, TemporalPenalty
+from natwise.structure.tcorex._objective import TemporalObjective, TemporalPenalty
 from natwise.structure.tcorex._synthetic import sample_periods, sudden_change
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,9 +44,8 @@ def seconds_per_iteration(n_features, n_components, repeats):
     rng = np.random.default_rng(0)
     naive_weights = [w.clone().requires_grad_() for w in start]
     adam = torch.optim.Adam(naive_weights, lr=1e-3)
-    X = torch.tensor(np.stack(samples), dtype=torch.float32)
-    rows = Rows(X.reshape(-1, n_features), window), Rows(X, torch.full((N_PERIODS, N_TRAIN), 1 / N_TRAIN))
-    objective = TemporalObjective(*rows, TemporalPenalty(L1))
+    rows = _rows(np.concatenate(samples), np.full(N_PERIODS, N_TRAIN), window.numpy(), False)
+    objective = TemporalObjective(*(part.to("cpu", torch.float32) for part in rows), TemporalPenalty(L1))
     lbfgs = LBFGS(objective, start.clone())
 
     def naive_iteration():

@@ -402,7 +402,9 @@ def _rows(Z: np.ndarray, counts: np.ndarray, window: np.ndarray, weighted_object
     own = np.zeros((len(counts), counts.max(), Z.shape[1]))
     filled = np.arange(counts.max()) < counts[:, None]
     own[filled] = Z
-    own_rows = Rows(torch.from_numpy(own), torch.from_numpy(filled / counts[:, None]))
+    position = np.zeros(filled.shape, dtype=int)
+    position[filled] = np.arange(len(Z))
+    own_rows = Rows(torch.from_numpy(own), torch.from_numpy(filled / counts[:, None]), torch.from_numpy(position))
     if np.count_nonzero(window) == len(Z):  # no period looks at another
         return own_rows, None
     return Rows(torch.from_numpy(Z), torch.from_numpy(window)), None if weighted_objective else own_rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 SMALLEST_VARIANCE = 1e-6
-_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+_BLOCK_ELEMENTS = {"cpu": 5 * 2**16, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,17 @@ class Rows:
 
     ``X`` is (N, p) when all periods look at the same rows, or (T, n, p) when each has its own, filled up with zeros to
     equal numbers; products with (T, m, p) weights are one matrix product or one batched product. ``weights`` is (T, N)
-    or (T, n), each row of sum one.
+    or (T, n), each row of sum one. ``position`` (T, n) says where rows of periods are among all rows.
     """
 
     X: torch.Tensor
     weights: torch.Tensor
+    position: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Rows:
         """Return the same on another device, in another precision."""
-        return Rows(self.X.to(device, dtype), self.weights.to(device, dtype))
+        position = None if self.position is None else self.position.to(device)
+        return Rows(self.X.to(device, dtype), self.weights.to(device, dtype), position)
 
     def second_moments(self) -> torch.Tensor:
         """Return the weighted mean of x_i^2 in each period, (T, p)."""
@@ -109,40 +111,27 @@ class TemporalObjective:
 
     def evaluate(self, W: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return O_t of each period (T,) and the penalty, in nats and float64; write the gradient of their sum."""
-        window = Factors(self._window, W, self._noise)
-        own = window if self._own is None else Factors(self._own, W, self._noise, window.scale)
-        bounds = torch.log(window.scale).double().sum((1, 2))
+        factors = Factors(self._window, self._own, W, self._noise)
+        bounds = torch.log(factors.scale).double().sum((1, 2))
         penalty = torch.zeros_like(bounds[0])
         if self._penalty.applies_to("weights"):
             penalty += self._penalty(W, gradient)
         else:
             gradient.zero_()
         for columns in self._blocks(W):
-            images = window.images(columns)
-            own_images = images.clone() if own is window else own.images(columns)
             variances = self._variance[:, columns], self._own_variance[:, columns]
-            residuals = Residuals(images, own_images, own.gram, *variances)
+            residuals = Residuals(*factors.images(columns), factors.gram, *variances)
             bounds += residuals.entropy
-            block = gradient[..., columns]
             if self._penalty.applies_to("mutual_info"):
                 penalty += residuals.penalize(self._penalty)
-            through_images, through_own_images, through_gram = residuals.gradients()
-            own.mixing += through_gram
-            window.receive(through_images, columns, block)
-            own.receive(through_own_images, columns, block)
-        pull = (own.mixing * own.gram).sum(2) + window.pull()
-        if own is not window:
-            pull += own.pull()
-        window.mixing.diagonal(dim1=1, dim2=2).add_(1 - pull)  # 1 from the logarithm of the scale
-        window.add_gradient(gradient)
-        if own is not window:
-            own.add_gradient(gradient)
+            factors.receive(residuals.gradients(), columns, gradient[..., columns])
+        factors.add_gradient(gradient)
         return bounds, penalty
 
     def correlations(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the correlations of factors and variables (T, m, p), and the root of E[z^2] (T, m, 1)."""
-        factors = Factors(self._window, W, self._noise)
-        return factors.images(slice(None)) / _guarded(self._variance).sqrt(), factors.scale
+        factors = Factors(self._window, None, W, self._noise)
+        return factors.images(slice(None))[0] / _guarded(self._variance).sqrt(), factors.scale
 
     def _with_noise(self, variance: torch.Tensor) -> torch.Tensor:
         return (1 - self._noise) * variance + self._noise
@@ -153,59 +142,91 @@ class TemporalObjective:
 
 
 class Factors:
-    """The factors z = W x + noise on some rows, and what the objective's gradient has to say about them.
+    """The factors z = W x + noise of all samples, and what the objective's gradient has to say about them.
 
     Parameters
     ----------
-    rows : Rows
-        The samples.
+    window, own : Rows, Rows or None
+        As in `TemporalObjective`.
     W : tensor of shape (T, m, p)
         The weights.
     noise : float
         eps^2.
-    scale : tensor of shape (T, m, 1), optional
-        What the factors are divided by. Default: the root of their second moments E[z^2] on these rows.
+
+    Attributes
+    ----------
+    scale : tensor of shape (T, m, 1)
+        What the factors are divided by: the root of their second moments E[z^2] in the window.
+    gram : tensor of shape (T, m, m)
+        Their second moments in the rows whose residuals count, after this division.
     """
 
-    def __init__(self, rows: Rows, W: torch.Tensor, noise: float, scale: torch.Tensor | None = None):
-        self.rows, self._W, self._noise = rows, W, noise
-        self._weights = ((1 - noise) * rows.weights)[:, None]
-        values = W @ rows.X.mT
-        gram = (values * self._weights) @ values.mT
+    def __init__(self, window: Rows, own: Rows | None, W: torch.Tensor, noise: float):
+        self._window, self._own, self._W, self._noise = window, own, W, noise
+        self._weights = ((1 - noise) * window.weights)[:, None]
+        self._values = W @ window.X.mT
+        self._weighted = self._values * self._weights
+        second_moments = (self._weighted * self._values).sum(2, keepdim=True).add_(1)
         if noise:
-            gram = gram.baddbmm_(W, W.mT, alpha=noise)
-        gram.diagonal(dim1=1, dim2=2).add_(1)
-        self.scale = gram.diagonal(dim1=1, dim2=2).sqrt()[..., None] if scale is None else scale
-        self.gram = gram / self.scale / self.scale.mT
-        self.values = values.div_(self.scale)
-        self._weighted = self.values * self._weights
-        self.mixing = torch.zeros_like(gram)
-        self._received = torch.zeros_like(self.values)
-        self._pull = torch.zeros_like(self.scale[..., 0])
+            second_moments.add_(W.square().sum(2, keepdim=True), alpha=noise)
+        self.scale = second_moments.sqrt_()
+        self._values /= self.scale
+        self._weighted /= self.scale
+        self._own_values, self._own_weighted = self._values, self._weighted
+        if own is not None:
+            self._position = own.position[:, None].expand(-1, W.shape[1], -1)
+            self._own_weights = ((1 - noise) * own.weights)[:, None]
+            self._own_values = self._values.gather(2, self._position)
+            self._own_weighted = self._own_values * self._own_weights
+            self._own_received = torch.zeros_like(self._own_values)
+        self.gram = self._own_weighted @ self._own_values.mT
+        if noise:
+            self.gram.baddbmm_(W / self.scale, (W / self.scale).mT, alpha=noise)
+        self.gram.diagonal(dim1=1, dim2=2).add_(self.scale[..., 0] ** -2)
+        self._received, self._mixing = torch.zeros_like(self._values), torch.zeros_like(self.gram)
+        self._pull = torch.zeros_like(self.scale)
 
-    def images(self, columns: slice) -> torch.Tensor:
-        """Return E[z_j x_i] / scale_j for some variables, (T, m, columns)."""
-        images = self._weighted @ self.rows.X[..., columns]
-        return images.addcmul_(self._W[..., columns], self._noise / self.scale) if self._noise else images
-
-    def receive(self, through_images: torch.Tensor, columns: slice, gradient: torch.Tensor) -> None:
-        """Take the gradient with respect to `images`; add what it means for the annealing noise to that of W."""
-        _add_product(self._received, through_images, self.rows.X[..., columns].mT)
+    def images(self, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return E[z_j x_i] / scale_j in the window and in the rows whose residuals count, (T, m, columns)."""
+        images = self._weighted @ self._window.X[..., columns]
+        own_images = images.clone() if self._own is None else self._own_weighted @ self._own.X[..., columns]
         if self._noise:
+            for part in (images, own_images):
+                part.addcmul_(self._W[..., columns], self._noise / self.scale)
+        return images, own_images
+
+    def receive(self, through: Sequence[torch.Tensor], columns: slice, gradient: torch.Tensor) -> None:
+        """Take gradients as `Residuals.gradients` returns them; add what passes by the samples to that of W."""
+        through_images, through_own_images, through_gram = through
+        self._mixing += through_gram
+        if self._own is None:
+            through_images += through_own_images
+        else:
+            _add_product(self._own_received, through_own_images, self._own.X[..., columns].mT)
+        _add_product(self._received, through_images, self._window.X[..., columns].mT)
+        if self._noise:
+            if self._own is not None:
+                through_images += through_own_images
             through_weights = through_images.mul_(self._noise / self.scale)
             gradient += through_weights
-            self._pull += through_weights.mul_(self._W[..., columns]).sum(2)
-
-    def pull(self) -> torch.Tensor:
-        """Return minus the derivative with respect to the logarithm of the scales through the images, (T, m)."""
-        return self._pull + (self._received * self._weighted).sum(2)
+            self._pull += through_weights.mul_(self._W[..., columns]).sum(2, keepdim=True)
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add the gradient with respect to W."""
-        through_values = torch.baddbmm(self._received, self.mixing, self.values).mul_(self._weights / self.scale)
-        _add_product(gradient, through_values, self.rows.X)
+        """Add the gradient with respect to W of all that was received, and of the logarithm of the scales."""
+        pull = self._pull + (self._received * self._weighted).sum(2, keepdim=True)
+        pull += (self._mixing * self.gram).sum(2, keepdim=True)
+        if self._own is not None:
+            pull += (self._own_received * self._own_weighted).sum(2, keepdim=True)
+            through_own_values = self._own_received.baddbmm_(self._mixing, self._own_values)
+        else:
+            self._received.baddbmm_(self._mixing, self._values)
+        through_values = self._received.addcmul_(self._values, 1 - pull).mul_(self._weights / self.scale)
+        if self._own is not None:
+            through_values.scatter_add_(2, self._position, through_own_values.mul_(self._own_weights / self.scale))
+        _add_product(gradient, through_values, self._window.X)
         if self._noise:
-            gradient.baddbmm_(self._noise * self.mixing / self.scale / self.scale.mT, self._W)
+            self._mixing.diagonal(dim1=1, dim2=2).add_((1 - pull)[..., 0])
+            gradient.baddbmm_(self._noise * self._mixing / self.scale / self.scale.mT, self._W)
 
 
 class Residuals:
