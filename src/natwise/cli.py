@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Data goes to stdout, progress and errors to stderr.
 
-Exit codes: 0 fine; 1 a claim missed its tolerance; 2 bad input. Errors are one line; `--debug` shows the traceback.
+Exit codes: 0 fine; 1 a claim missed its tolerance, or a gate of an audit failed; 2 bad input. Errors
+are one line; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -36,16 +37,26 @@ app.add_typer(lm, name="lm", no_args_is_help=True)
 
 @app.command()
 def audit(
-    data: Annotated[Path | None, typer.Argument(help="A CSV, Parquet or NPZ file.", show_default=False)] = None,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A CSV, Parquet or NPZ file, or a folder with images per class.", show_default=False),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="The column with the labels.")] = None,
     group: Annotated[str | None, typer.Option(help="A column with the site or group of each row.")] = None,
     id: Annotated[str | None, typer.Option(help="A column with the name of each row.")] = None,
     time: Annotated[str | None, typer.Option(help="A column with the date of each row.")] = None,
+    text: Annotated[str | None, typer.Option(help="A column to show beside suspicious rows; not a feature.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="A .npy file (n, p): features instead of the columns.")] = None,
     test: Annotated[Path | None, typer.Option(help="A second file, checked for overlap with the first.")] = None,
-    target: Annotated[float | None, typer.Option(help="The accuracy to aim for, such as 0.95.")] = None,
+    task: Annotated[str, typer.Option(help="auto, classification or regression (the label is a number).")] = "auto",
+    target: Annotated[float | None, typer.Option(help="The accuracy (or R²) to aim for, such as 0.95.")] = None,
+    model: Annotated[str | None, typer.Option(help="Your own model, as package:factory.")] = None,
     minutes: Annotated[
         float, typer.Option(help="Time to stay within, such as 0.7; below ten seconds it takes what it must.")
     ] = 10.0,
+    fail_on: Annotated[
+        list[str] | None, typer.Option(help="Exit with 1 when this holds, such as label_noise_low>0.05; repeatable.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for report.html, audit.csv and audit.safetensors.")] = Path(
         "audit"
     ),
@@ -54,23 +65,29 @@ def audit(
 ) -> None:
     """Say what is wrong with a labelled data set: one report, one table."""
     from natwise import audit as audits
+    from natwise.audit.gates import check_conditions
     from natwise.core.io import check_folder
     from natwise.datasets import bundled, tables
 
     if demo == (data is not None):
         raise ValueError("give either a data file with --label, or --demo")
     check_folder(out)
+    check_conditions(fail_on or [])
     if data is None:
         table = bundled.demo(random_state=seed)
-    elif label is None:
-        raise ValueError("--label is needed: the name of the column with the labels")
     else:
-        table = tables.load_table(data, label=label, group=group, id=id, time=time, test=test)
-    answer = audits.run(table, minutes=minutes, random_state=seed, target=target)
+        table = tables.load_table(
+            data, label, group=group, id=id, time=time, text=text, vectors=vectors, test=test, task=task
+        )
+    answer = audits.run(table, minutes=minutes, random_state=seed, target=target, model=model)
     answer.save(out)
     for line in answer.summary:
         print(line)
     print(f"report: {out / 'report.html'}")
+    gates = answer.gates(fail_on or [])
+    for gate in gates:
+        print(gate)
+    raise typer.Exit(int(any(gate.failed for gate in gates)))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +19,10 @@ from natwise.datasets.tables import Table
 from natwise.result import Result
 
 if TYPE_CHECKING:
+    from natwise.audit.models import Factory
     from natwise.audit.network import Network
 
+THUMBNAIL_PIXELS = 96
 OUT_OF_TIME = "It needs a few more seconds than were left; give more --minutes."
 
 
@@ -48,6 +50,8 @@ class Context:
         The answers so far, by the name of their question, for later ones to build on.
     announce : callable
         Tells the user, in a line, what long work is about to start.
+    own : tuple of str and callable, optional
+        Name and factory of the user's model, which then judges instead of the default ones.
     """
 
     table: Table
@@ -57,6 +61,36 @@ class Context:
     network: Network | None = None
     answered: dict[str, Result] = field(default_factory=dict)
     announce: Callable[[str], None] = _say_nothing
+    own: tuple[str, Factory] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes; 0 for regression."""
+        return 0 if self.table.target is not None else len(self.table.classes)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """What models learn: class codes, or the numbers of regression."""
+        return self.table.labels if self.table.target is None else self.table.target
+
+    @cached_property
+    def models(self) -> Mapping[str, Factory]:
+        """The models that may judge, by name."""
+        from natwise.audit.models import default_models
+
+        return dict([self.own]) if self.own is not None else default_models(self.n_classes)
+
+    @property
+    def kernel_or_own(self) -> Factory:
+        """One model that is quick and good enough to be trained many times, or the user's."""
+        from natwise.audit.models import kernel_machine, kernel_ridge
+
+        return self.own[1] if self.own is not None else kernel_machine if self.n_classes else kernel_ridge
+
+    @property
+    def a_model(self) -> str:
+        """How a sentence calls the model."""
+        return "a default model" if self.own is None else "your model"
 
     @cached_property
     def row_hashes(self) -> np.ndarray:
@@ -66,10 +100,23 @@ class Context:
     def thumbnails(self, rows: np.ndarray) -> np.ndarray:
         """Return the images of some rows as bytes, shape (rows, h, w[, c]), stretched over the range of all pixels."""
         assert self.table.image_shape is not None
+        if self.table.image_files:
+            return self._from_files(rows)
         pixels = self.table.features.iloc[rows].to_numpy(dtype=np.float64)
         low, high = np.nanmin(pixels), np.nanmax(pixels)
         scaled = np.nan_to_num((pixels - low) / ((high - low) or 1.0))
         return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *self.table.image_shape)
+
+    def _from_files(self, rows: np.ndarray) -> np.ndarray:
+        """Return images of some rows from their files, larger than the models see them; black where one is gone."""
+        from natwise.datasets.images import read_image
+
+        assert self.table.image_shape is not None
+        height, width, *channels = self.table.image_shape
+        scale = max(THUMBNAIL_PIXELS // max(height, width), 1)
+        shape = (scale * height, scale * width, *channels)
+        images = [read_image(self.table.image_files[row], shape) for row in rows]
+        return np.stack([np.zeros(shape, dtype=np.uint8) if image is None else image for image in images])
 
 
 class Unanswered(Exception):  # noqa: N818  # no error: the audit goes on

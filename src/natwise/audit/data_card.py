@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -22,7 +24,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     scalars = {
         "rows": len(table),
         "columns": table.features.shape[1],
-        "classes": len(table.classes),
+        "classes": context.n_classes,
         "largest_class_share": counts.max() / len(table),
         "smallest_class_rows": counts.min(),
         "missing_share": float(missing.mean()),
@@ -47,17 +49,23 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "groups": _groups(context),
             "duplicate_groups": _duplicate_groups(context),
             "image_shape": table.image_shape,
+            "target": _target(context),
             "notes": table.notes,
-            "summary": _summary(table.name, scalars, context.encoded.kinds),
+            "summary": [
+                _sentence(
+                    table.name, scalars, facts := _facts(scalars, () if table.image_shape else context.encoded.kinds)
+                )
+            ],
+            "trouble": bool(facts),
         },
-        warnings=_warnings(context, counts),
+        warnings=_warnings(context, counts) if context.n_classes else [],
     )
 
 
 def _duplicates(context: Context) -> dict[str, np.ndarray]:
     """Return per row whether it is equal to an earlier one, and whether an equal row has another label."""
     _, first, member = np.unique(context.row_hashes, return_index=True, return_inverse=True)
-    labels = context.table.labels
+    labels = context.labels
     conflicting = np.zeros(len(first), dtype=bool)
     np.logical_or.at(conflicting, member, labels != labels[first[member]])
     return {"duplicate": first[member] != np.arange(len(member)), "conflicting": conflicting[member]}
@@ -113,19 +121,38 @@ def _groups(context: Context) -> list[dict]:
     ]
 
 
-def _summary(name: str, scalars: dict[str, float], kinds: tuple[str, ...]) -> list[str]:
+def _target(context: Context) -> dict[str, float]:
+    """Return what describes the label of regression; nothing for classes."""
+    target = context.table.target
+    if target is None:
+        return {}
+    return {
+        "low": float(target.min()),
+        "high": float(target.max()),
+        "mean": float(target.mean()),
+        "std": float(target.std()),
+    }
+
+
+def _facts(scalars: dict[str, float], kinds: Sequence[str]) -> list[str]:
+    """Return what should be looked at, worst first."""
     useless = sum(kind in ("constant", "empty", "id-like", "free text", "unsupported") for kind in kinds)
-    sentence = f"{name} has {scalars['rows']:,} rows, {scalars['columns']:,} columns and {scalars['classes']:,} classes"
     facts = []
-    if scalars["duplicate_rows"]:
-        facts.append(f"{scalars['duplicate_rows']:,} rows repeat others")
-    if scalars["conflicting_rows"]:
-        facts.append(f"{scalars['conflicting_rows']:,} equal rows carry different labels")
-    if useless:
-        facts.append(f"{useless:,} columns tell nothing about a row")
     if scalars.get("test_overlap"):
         facts.append(f"{scalars['test_overlap']:,} test rows are also in the training data")
-    return [f"{sentence}; {', '.join(facts) or 'no repeated rows, no useless columns'}."]
+    if scalars["conflicting_rows"]:
+        facts.append(f"{scalars['conflicting_rows']:,} equal rows carry different labels")
+    if scalars["duplicate_rows"]:
+        facts.append(f"{scalars['duplicate_rows']:,} rows repeat others")
+    if useless:
+        facts.append(f"{useless:,} columns tell nothing about a row")
+    return facts
+
+
+def _sentence(name: str, scalars: dict[str, float], facts: list[str]) -> str:
+    classes = f"{scalars['classes']:,} classes" if scalars["classes"] else "a number for a label"
+    start = f"{name} has {scalars['rows']:,} rows, {scalars['columns']:,} columns and {classes}"
+    return f"{start}; {', '.join(facts) or 'no repeated rows, no useless columns'}."
 
 
 def _same_types(test: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:

@@ -10,10 +10,10 @@ import joblib
 import numpy as np
 
 from natwise.audit.context import Context, Deadline, Unanswered
-from natwise.audit.models import N_FOLDS, kernel_machine
+from natwise.audit.models import N_FOLDS
+from natwise.audit.numeric_curve import MAX_ROWS, numeric_curve
 from natwise.result import Result
 
-MAX_ROWS = 5000
 MIN_ROWS = 60
 MIN_SECONDS = 1.0
 REPEATS = 3
@@ -41,9 +41,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
         raise Unanswered(f"The measured errors do not form a learning curve: {reason}.") from None
     grid = np.geomspace(n.min(), 10 * n_rows, 80)
     low, high = curve.predict_interval(grid, CONFIDENCE)
-    now, doubled = curve.predict([n_rows, 2 * n_rows])
-    goal = LESS_ERROR * now if context.target is None else 1 - context.target
-    scalars = {"error_now": now, "error_doubled": doubled, "goal_error": goal, **_needed(curve, goal)}
+    goal = LESS_ERROR * float(curve.predict(n_rows)) if context.target is None else 1 - context.target
+    scalars = {"goal_error": goal, **_forecast(curve, n_rows), **_needed(curve, goal)}
     division = _division(measured, members, names, round(BUDGET * n_rows) or 1)
     return Result(
         "audit/data_requirements",
@@ -56,7 +55,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "names": names if division else [],
             "group_kind": "group" if context.table.group is not None else "class",
             "largest_measured": int(n.max()),
-            "summary": [_sentence(scalars, n_rows, context.target)],
+            "is_regression": not context.n_classes,
+            "summary": [_sentence(scalars, n_rows, context)],
         },
         warnings=[f"{text[0].upper()}{text[1:]}." for text in measured.warnings],
     )
@@ -79,13 +79,15 @@ def _measure(context: Context, members: np.ndarray, n_groups: int, deadline: Dea
     from natwise.samples import measure_learning_curve
 
     streams = context.streams.child("data_requirements")
+    if not context.n_classes:
+        return numeric_curve(context, streams, 0.6 * deadline.left())
     X, labels = context.encoded.X, context.table.labels
     rows = np.sort(streams.numpy("rows").permutation(len(labels))[:MAX_ROWS])
     smallest = np.bincount(members[rows], minlength=n_groups).min()
     with warnings.catch_warnings(), joblib.parallel_config("threading", n_jobs=min(joblib.cpu_count(), N_FOLDS)):
         warnings.simplefilter("ignore")  # convergence to the last digit does not matter here
         return measure_learning_curve(
-            kernel_machine(X.shape[1], 0),
+            context.kernel_or_own(X.shape[1], 0),
             np.nan_to_num(X[rows]),
             labels[rows],
             repeats=REPEATS,
@@ -93,6 +95,16 @@ def _measure(context: Context, members: np.ndarray, n_groups: int, deadline: Dea
             time_limit=max(0.6 * deadline.left(), 0.1),
             random_state=streams,
         )
+
+
+def _forecast(curve: Any, n_rows: int) -> dict[str, float]:
+    """Return the errors at the rows there are and at twice as many, with their intervals."""
+    sizes = np.array([n_rows, 2 * n_rows])
+    middle, (low, high) = curve.predict(sizes), curve.predict_interval(sizes, CONFIDENCE)
+    found: dict[str, float] = {}
+    for i, name in enumerate(("error_now", "error_doubled")):
+        found |= {name: float(middle[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
+    return found
 
 
 def _needed(curve: Any, goal: float) -> dict[str, float]:
@@ -119,13 +131,18 @@ def _division(measured: Result, members: np.ndarray, names: list[str], budget: i
     return {
         "group_rows": counts,
         "group_error": np.array([curve.predict(curve.largest_size_) for curve in curves]),
+        "group_error_interval": np.array(
+            [np.ravel(curve.predict_interval([curve.largest_size_], CONFIDENCE)) for curve in curves]
+        ),
         "new_rows": allocate_budget(curves, counts / counts.sum(), budget),
     }
 
 
-def _sentence(scalars: dict[str, float], n_rows: int, target: float | None) -> str:
+def _sentence(scalars: dict[str, float], n_rows: int, context: Context) -> str:
     goal, needed = scalars["goal_error"], scalars["needed"]
-    wanted = f"an accuracy of {100 * (1 - goal):.1f} %" if target is not None else "a quarter fewer errors"
+    wanted = "a quarter fewer errors" if context.n_classes else "a quarter less unexplained variance"
+    if context.target is not None:
+        wanted = f"{'an accuracy' if context.n_classes else 'an R²'} of {100 * (1 - goal):.1f} %"
     if needed <= n_rows:
         return f"The forecast reaches {wanted} with the rows there are."
     if not math.isfinite(needed):

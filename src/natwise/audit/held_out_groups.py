@@ -55,6 +55,10 @@ def answer(context: Context, deadline: Deadline) -> Result:
     """Return errors on each group with and without it in training, and the four parts of the latter."""
     if context.table.group is None:
         raise Unanswered("It needs a column with the group of each row (--group).")
+    if not context.n_classes:
+        raise Unanswered(
+            "It is for classes: its four causes are differences of error rates. The label of this table is a number."
+        )
     deadline.require(MIN_SECONDS)
     streams = context.streams.child("held_out_groups")
     found, late, rows = _each(context, streams, deadline)
@@ -163,6 +167,7 @@ def _numbers(rows: _Rows, found: dict[int, _HeldOut]) -> tuple[dict[str, np.ndar
         "rows": np.array([len(one.right) for one in every]),
         "held_out_error": np.array([one.modes.cumulative_[3] for one in every]),
         "known_error": np.array(known),
+        "held_out_se": np.array([_standard_error(one.right) for one in every]),
         "home_error": np.array([one.modes.cumulative_[0] for one in every]),
         "majority_error": np.array([one.modes.majority_error_ for one in every]),
         "parts": np.stack([one.modes.parts_ for one in every]),
@@ -171,6 +176,10 @@ def _numbers(rows: _Rows, found: dict[int, _HeldOut]) -> tuple[dict[str, np.ndar
     worst = {"worst_held_out_accuracy": 1 - arrays["held_out_error"].max()}
     seen = arrays["known_error"][np.isfinite(arrays["known_error"])]
     return arrays, worst | ({"worst_known_accuracy": 1 - seen.max()} if len(seen) else {})
+
+
+def _standard_error(right: np.ndarray) -> float:
+    return float(np.sqrt(max(right.mean() * (1 - right.mean()), 0.25 / len(right)) / len(right)))
 
 
 def _worst_cell(context: Context, rows: _Rows, found: dict[int, _HeldOut]) -> dict[str, Any]:

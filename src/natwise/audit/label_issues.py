@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from natwise.audit.context import Context, Deadline
+from natwise.audit.flips import fit_flips
+from natwise.audit.judging import plant_mistakes, score
 from natwise.audit.mixing import Planting, choose_weight, mean_aurocs, mix
-from natwise.audit.models import FLOOR, N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
-from natwise.audit.planting import Expectation, expect, plant
+from natwise.audit.models import N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
+from natwise.audit.planting import Expectation, expect
 from natwise.core.random import Streams
 from natwise.result import Result
 
 PLANTINGS = 4
 SHOWN = 30
+SHOWN_PAIRS = 8
+MAX_TEXT = 240
 TOO_MUCH_NOISE = 0.5  # an estimate beyond says more about the model than about the labels
 
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """Out-of-fold probabilities, scores and what made them, and the scores of planted mistakes (runs, rows).
+    """Out-of-fold predictions, scores and what made them, and the scores of planted mistakes (runs, rows).
 
     `weight` is that of functional information in the scores, chosen by `aurocs`, those of the planted mistakes.
     """
 
-    probabilities: np.ndarray
+    predictions: np.ndarray
     scores: np.ndarray
     choice: Choice
     max_train: int
@@ -42,36 +47,34 @@ def answer(context: Context, deadline: Deadline) -> Result:
     fitted = _fit(context, streams, deadline)
     scores = fitted.scores
     cuts = _cuts(len(table))
-    expected = expect(len(table), fitted.planted, fitted.background, cuts, streams)
-    review = _review(expected)
     order = np.argsort(-scores, kind="stable")
-    given = fitted.probabilities[np.arange(len(table)), table.labels]
+    expected, bound, wrong = _expect(context, fitted, order, cuts, streams)
+    review = _review(expected)
+    shown = order[:SHOWN]
     arrays = {
         "label": table.labels,
         "label_issue_score": scores,
-        "suggested_label": fitted.probabilities.argmax(axis=1),
-        "given_label_probability": given,
-        "most_suspicious": order[:SHOWN],
+        "most_suspicious": shown,
         "cuts": cuts,
         "precision": expected.precision,
         "recall": expected.recall,
-    }
-    accuracy = float((arrays["suggested_label"] == table.labels).mean())
+    } | wrong
     scalars = {
         "estimated_noise": expected.noise[0],
         "estimated_noise_low": expected.noise[1],
         "estimated_noise_high": expected.noise[2],
-        "accuracy": accuracy,
-        "accuracy_se": float(np.sqrt(accuracy * (1 - accuracy) / len(table))),
+        "noise_bound": bound,
         "review": review,
-        "review_precision": float(np.interp(review, cuts, expected.precision[0])),
+        **{f"review_precision{end}": value for end, value in _at(review, cuts, expected).items()},
     }
+    judged = _classes(context, fitted) if context.n_classes else _numbers(context, fitted, streams)
+    arrays, scalars = arrays | judged[0], scalars | judged[1]
     if table.planted is not None:
         arrays["planted"] = table.planted
         arrays["precision_known"] = np.cumsum(table.planted[order])[cuts - 1] / cuts
         scalars |= _against_planted(scores, table.planted)
     if table.image_shape is not None:
-        arrays["thumbnails"] = context.thumbnails(order[:SHOWN])
+        arrays["thumbnails"] = context.thumbnails(shown)
     n_train = len(table) * 4 // 5
     return Result(
         "audit/label_issues",
@@ -79,80 +82,156 @@ def answer(context: Context, deadline: Deadline) -> Result:
         scalars=scalars,
         rows=table.ids,
         params={
-            "classes": table.classes,
-            "model": " + ".join(fitted.choice.names),
-            "models": fitted.choice.names,
-            "log_losses": fitted.choice.losses,
-            "pilot_rows": fitted.choice.rows,
-            "information_weight": fitted.weight,
-            "planting_aurocs": {f"{weight:g}": auroc for weight, auroc in fitted.aurocs.items()},
-            "plantings": len(fitted.planted),
-            "planted_per_run": fitted.planted.shape[1],
+            **_method(context, fitted),
             "train_rows": min(fitted.max_train, n_train),
             "n_train": n_train,
             "rows_wrong": round(expected.noise[0] * len(table)),
-            "too_much_noise": bool(expected.noise[0] > TOO_MUCH_NOISE),
+            "too_much_noise": _cannot_tell(expected),
             "planted_known": "planted_auroc" in scalars,
-            "target": context.target,
-            "summary": _summary(scalars, len(table), context.target),
+            **_confusions(context, arrays, order, review),
+            "texts": [] if table.texts is None else [str(text)[:MAX_TEXT] for text in table.texts[shown]],
+            "summary": _summary(context, scalars),
         },
         warnings=_warnings(context, fitted, n_train),
     )
 
 
-def _summary(scalars: dict[str, float], n: int, target: float | None) -> list[str]:
+def _expect(
+    context: Context, fitted: _Fitted, order: np.ndarray, cuts: np.ndarray, streams: Streams
+) -> tuple[Expectation, float, dict[str, np.ndarray]]:
+    """Return what to expect of the ranking, the planted mistakes' bound on the noise, and arrays for every row.
+
+    For classes the noise and the precision are those of `flips`, which allows for classes that overlap, and the array
+    is each label's chance to be wrong.
+    """
+    planted = expect(len(order), fitted.planted, fitted.background, cuts, streams)
+    if not context.n_classes:
+        return planted, planted.noise[0], {}
+    labels = context.table.labels
+    flips = fit_flips(fitted.predictions, labels, streams)
+    wrong = np.stack([flips.wrong(fitted.predictions, labels, which) for which in range(3)])
+    expected = Expectation(flips.noise, cuts, flips.precision(wrong, order, cuts), planted.recall)
+    return expected, planted.noise[0], {"wrong_probability": wrong[0]}
+
+
+def _cannot_tell(expected: Expectation) -> bool:
+    noise, low, high = expected.noise
+    return bool(noise > TOO_MUCH_NOISE or high - low > TOO_MUCH_NOISE)
+
+
+def _classes(context: Context, fitted: _Fitted) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return the likeliest class and the probability of the given one per row, and the accuracy."""
+    labels, probabilities = context.table.labels, fitted.predictions
+    suggested = probabilities.argmax(axis=1)
+    accuracy = float((suggested == labels).mean())
+    arrays = {"suggested_label": suggested, "given_label_probability": probabilities[np.arange(len(labels)), labels]}
+    return arrays, {"accuracy": accuracy, "accuracy_se": float(np.sqrt(accuracy * (1 - accuracy) / len(labels)))}
+
+
+def _numbers(context: Context, fitted: _Fitted, streams: Streams) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return the given and the predicted number per row, and the share of variance that is predicted."""
+    target, predicted = context.labels, fitted.predictions[:, 0]
+    rng = streams.numpy("bootstrap-r2")
+    squares = np.column_stack([(target - predicted) ** 2, (target - target.mean()) ** 2])
+    draws = [squares[rng.integers(len(target), size=len(target))].mean(axis=0) for _ in range(50)]
+    arrays = {"target": target, "suggested_value": predicted}
+    return arrays, {
+        "r2": float(1 - squares[:, 0].mean() / squares[:, 1].mean()),
+        "r2_se": float(np.std([1 - error / variance for error, variance in draws])),
+        "mean_absolute_error": float(np.abs(target - predicted).mean()),
+        "mean_absolute_error_se": float(np.abs(target - predicted).std() / np.sqrt(len(target))),
+    }
+
+
+def _at(review: int, cuts: np.ndarray, expected: Expectation) -> dict[str, float]:
+    """Return the expected precision at the cut, with its interval."""
+    ends = ("", "_low", "_high")
+    return {end: float(np.interp(review, cuts, row)) for end, row in zip(ends, expected.precision, strict=True)}
+
+
+def _method(context: Context, fitted: _Fitted) -> dict[str, Any]:
+    return {
+        "classes": context.table.classes,
+        "is_regression": not context.n_classes,
+        "model": " + ".join(fitted.choice.names),
+        "models": fitted.choice.names,
+        "losses": fitted.choice.losses,
+        "pilot_rows": fitted.choice.rows,
+        "information_weight": fitted.weight,
+        "planting_aurocs": {f"{weight:g}": auroc for weight, auroc in fitted.aurocs.items()},
+        "plantings": len(fitted.planted),
+        "planted_per_run": fitted.planted.shape[1],
+        "target": context.target,
+    }
+
+
+def _confusions(context: Context, arrays: dict[str, np.ndarray], order: np.ndarray, review: int) -> dict[str, Any]:
+    """Return the commonest pairs of given and suggested class among the rows to review, or the first of the list."""
+    rows = order[: max(review, SHOWN)]
+    if not context.n_classes:
+        return {"confusions": [], "confusion_rows": 0}
+    pairs = np.column_stack([context.table.labels, arrays["suggested_label"]])[rows]
+    found, counts = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0, return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:SHOWN_PAIRS]
+    keys = ("given", "suggested", "rows")
+    return {
+        "confusions": [dict(zip(keys, (*found[i], counts[i]), strict=True)) for i in commonest],
+        "confusion_rows": len(rows),
+    }
+
+
+def _summary(context: Context, scalars: dict[str, float]) -> list[str]:
+    """Return a sentence on the labels and one on the model."""
+    n, a_model = len(context.table), context.a_model
     noise, low, high = (scalars[f"estimated_noise{end}"] for end in ("", "_low", "_high"))
     review, precision = scalars["review"], scalars["review_precision"]
-    range_ = f"{100 * low:.1f} to {100 * high:.1f} %"
-    wrong = f"About {round(noise * n):,} of {n:,} labels look wrong ({100 * noise:.1f} %, 90 % interval {range_})"
-    if noise > TOO_MUCH_NOISE:
+    wrong = (
+        f"About {round(noise * n):,} of {n:,} labels look wrong ({100 * noise:.1f} %, 90 % interval {100 * low:.1f} to "
+        f"{100 * high:.1f} %)"
+    )
+    if noise > TOO_MUCH_NOISE or high - low > TOO_MUCH_NOISE:
         wrong = (
-            f"Which of the {n:,} labels are wrong cannot be told: a default model contradicts too many of them, "
-            "because most are wrong or because the columns do not determine them"
+            f"Which of the {n:,} labels are wrong cannot be told: {a_model} contradicts too many of them, because most "
+            "are wrong or because the columns do not determine them"
         )
     elif review:
         wrong += f"; start with the first {int(review):,} of the list, of which {100 * precision:.0f} % should be wrong"
     else:
         wrong += ", and no ranking finds them reliably"
-    sentences = [f"{wrong}."]
     if "planted_auroc" in scalars:
-        sentences.append(
-            f"In this demo {round(scalars['planted_share'] * n):,} labels were made wrong on purpose, and the ranking "
-            f"finds them with AUROC {scalars['planted_auroc']:.4f}."
+        wrong += (
+            f" (in this demo {round(scalars['planted_share'] * n):,} were made wrong on purpose; the ranking finds "
+            f"them with AUROC {scalars['planted_auroc']:.4f})"
         )
-    accuracy = (
-        f"A default model predicts the labels of rows it never saw with {100 * scalars['accuracy']:.1f} % accuracy"
-    )
-    if target is not None:
-        reached = "reaches" if scalars["accuracy"] >= target else "does not reach"
-        accuracy += f", which {reached} the target of {100 * target:g} %"
-    return [*sentences, f"{accuracy}."]
+    return [f"{wrong}.", _model_sentence(context, scalars)]
 
 
-def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    r"""Return how strongly the out-of-fold probabilities contradict each label, between 0 and 1.
-
-    :math:`s = \\sqrt{a} / (\\sqrt{a} + p)`, with p the probability of the given label and a that of the best other
-    one (both + 0.001). Between self-confidence (1 - p), which is best for human mistakes among similar classes, and
-    the odds a / p, which are best for mistakes at random. Rows of a class with fewer than 5 rows cannot be judged and
-    get 0.5.
-    """
-    rows = np.arange(len(labels))
-    rare = np.bincount(labels, minlength=probabilities.shape[1]) < N_FOLDS
-    given = probabilities[rows, labels] + FLOOR
-    others = probabilities.copy()
-    others[rows, labels] = 0.0
-    alternative = np.sqrt(others.max(axis=1) + FLOOR)
-    return np.where(rare[labels], 0.5, alternative / (alternative + given))
+def _model_sentence(context: Context, scalars: dict[str, float]) -> str:
+    a_model = context.a_model[0].upper() + context.a_model[1:]
+    if context.n_classes:
+        value, spread, of = scalars["accuracy"], scalars["accuracy_se"], "accuracy"
+        text = (
+            f"{a_model} predicts the labels of rows it never saw with {100 * value:.1f} ± {100 * spread:.1f} % accuracy"
+        )
+    else:
+        value, spread, of = scalars["r2"], scalars["r2_se"], "R²"
+        text = (
+            f"{a_model} predicts {100 * value:.1f} ± {100 * spread:.1f} % of the variance of the label (R²) on rows it "
+            f"never saw; its mean absolute error is {scalars['mean_absolute_error']:.3g}"
+        )
+    if context.target is None:
+        return f"{text}."
+    reached = "reaches" if value >= context.target else "does not reach"
+    return f"{text}, which {reached} the target of {100 * context.target:g} %{' ' + of if of == 'R²' else ''}."
 
 
 def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
-    X, labels, k = context.encoded.X, context.table.labels, len(context.table.classes)
-    folds = make_folds(labels, context.row_hashes, streams.numpy("folds"))
-    choice = choose(X, labels, k, folds, streams.child("choice"), deadline.share(0.35))
+    X, labels, codes, k = context.encoded.X, context.labels, context.table.labels, context.n_classes
+    folds = make_folds(codes, context.row_hashes, streams.numpy("folds"))
+    choice = choose(context.models, X, labels, k, folds, streams.child("choice"), deadline.share(0.35))
+    chosen = {name: context.models[name] for name in choice.names}
     max_train = affordable_rows(choice.seconds, choice.rows, 1 + PLANTINGS, deadline, len(labels))
-    probabilities = blend(choice.names, X, labels, k, folds, streams, max_train)
-    confusion = np.stack([probabilities[labels == c].mean(axis=0) for c in range(k)])
+    predictions = blend(chosen, X, labels, k, folds, streams, max_train)
     rows = np.arange(len(labels))
     if max_train * 5 // 4 < len(labels):
         rows = np.sort(streams.numpy("planting-rows").choice(rows, max_train * 5 // 4, replace=False))
@@ -162,15 +241,15 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
         if runs and deadline.left() < slowest:
             break
         before = deadline.left()
-        noisy, flags = plant(labels[rows], confusion, streams.child(f"planting-{run}"))
-        scores = label_issue_score(blend(choice.names, X[rows], noisy, k, folds[rows], streams, max_train), noisy)
+        noisy, flags = plant_mistakes(labels[rows], codes[rows], predictions[rows], streams.child(f"planting-{run}"))
+        scores = score(blend(chosen, X[rows], noisy, k, folds[rows], streams, max_train), noisy)
         runs.append(Planting(scores, _information(context, rows, noisy), flags))
         slowest = max(slowest, before - deadline.left())
     aurocs = mean_aurocs(runs)
     weight = choose_weight(aurocs)
     return _Fitted(
-        probabilities,
-        mix(label_issue_score(probabilities, labels), _information(context, rows, labels), weight),
+        predictions,
+        mix(score(predictions, labels), _information(context, rows, labels), weight),
         choice,
         max_train,
         planted=np.array([run.mixed(weight)[run.flags] for run in runs]),
@@ -195,7 +274,7 @@ def _cuts(n: int) -> np.ndarray:
 
 def _review(expected: Expectation) -> int:
     """Return the cut up to which every further row is more likely wrong than right, or 0."""
-    if expected.noise[0] > TOO_MUCH_NOISE:
+    if _cannot_tell(expected):
         return 0
     gain = expected.cuts * (expected.precision[0] - 0.5)
     return int(expected.cuts[gain.argmax()]) if gain.max() > 0 else 0

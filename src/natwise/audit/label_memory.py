@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from natwise.audit.context import OUT_OF_TIME, Context, Deadline, Unanswered, one_thread
-from natwise.audit.models import CANDIDATES, MAX_BOOSTED_CLASSES, MICRO_ROWS, timed
+from natwise.audit.models import MICRO_ROWS, default_models, fit_predict, timed
 from natwise.audit.network import Network
 from natwise.core.random import Streams
 from natwise.result import Result
@@ -40,9 +40,10 @@ def answer(context: Context, deadline: Deadline) -> Result:
         params={
             "models": names,
             "judged": issues is not None,
+            "is_regression": not context.n_classes,
             "train_rows": 0 if issues is None else issues.params["train_rows"],
             "network_rows": 0 if context.network is None else len(context.network.rows),
-            "summary": _summary(names, found),
+            "summary": _summary(names, found, context.a_model),
         },
         warnings=_warnings(context),
     )
@@ -51,6 +52,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
 def _judged(context: Context) -> Result | None:
     """Return the answer on suspicious labels when it could tell how many labels are wrong."""
     issues = context.answered.get("label_issues")
+    if not context.n_classes:
+        return None  # Fano's inequality is for classes
     unknown = issues is None or "unanswered" in issues.params or issues.params["too_much_noise"]
     return None if unknown else issues
 
@@ -87,19 +90,16 @@ def _fit_all(
     """Return each model's probabilities of the rows it was trained on; models for which time is short are left out."""
     X, labels, k = context.encoded.X, context.table.labels, len(context.table.classes)
     found: dict[str, np.ndarray] = {}
+    factories = {**{name: context.models[name] for name in chosen}, **default_models(k)}
 
     def fit(name: str, some: np.ndarray) -> np.ndarray:
-        model = CANDIDATES[name](X.shape[1], streams.seed(name))
         with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore")  # convergence to the last digit does not matter here
-            model.fit(X[some], labels[some])
-        probabilities = np.zeros((len(some), k))
-        probabilities[:, np.unique(labels[some])] = model.predict_proba(X[some])
-        return probabilities
+            return fit_predict(factories[name], X[some], labels[some], X[some], k, streams.seed(name))
 
-    for name in [*chosen, *(name for name in CANDIDATES if name not in chosen)]:
+    for name in [*chosen, *(name for name in factories if name not in chosen)]:
         small = streams.numpy("small").permutation(rows)[:MICRO_ROWS]
-        if (name == "boosted trees" and k > MAX_BOOSTED_CLASSES) or len(np.unique(labels[small])) < 2:
+        if len(np.unique(labels[small])) < 2:
             continue
         _, seconds = timed(lambda: fit(name, small))  # noqa: B023  # runs at once
         if seconds * (len(rows) / len(small)) ** GROWTH < deadline.left():
@@ -132,9 +132,10 @@ def _complexity(context: Context, network: Network, issues: Result | None, strea
 
     kernel = np.asarray(network.information.ntk_, dtype=np.float64)
     kernel = kernel + RIDGE * np.trace(kernel) / len(kernel) * np.eye(len(kernel))
-    given, k = context.table.labels[network.rows], network.n_classes
+    given, k = context.labels[network.rows], network.n_classes
     rng = streams.numpy("shuffles")
-    labels = [given, *(rng.permutation(given) for _ in range(int(np.clip(MAX_TARGETS // k, 10, MAX_SHUFFLES))))]
+    n_shuffles = int(np.clip(MAX_TARGETS // max(k, 1), 10, MAX_SHUFFLES))
+    labels = [given, *(rng.permutation(given) for _ in range(n_shuffles))]
     review = 0 if issues is None else int(issues.scalars["review"])
     if issues is not None and review:
         suspicious = np.argsort(-issues.arrays["label_issue_score"], kind="stable")[:review]
@@ -142,29 +143,29 @@ def _complexity(context: Context, network: Network, issues: Result | None, strea
         corrected[suspicious] = issues.arrays["suggested_label"][suspicious]
         labels.append(corrected[network.rows])
     try:
-        complexity = _adjusted(FactoredKernel(kernel), np.stack(labels), k)
+        complexity = _adjusted(FactoredKernel(kernel), network.targets(np.stack(labels)))
     except ValueError:  # the rows are so alike that rounding decides about the kernel
         return {}
     found = {"complexity": complexity[0], "shuffled_complexity": complexity[1 : len(labels) - bool(review)]}
     return found | ({"reviewed_complexity": complexity[-1], "review": review} if review else {})
 
 
-def _adjusted(kernel: Any, labels: np.ndarray, k: int) -> np.ndarray:
-    """Return the adjusted complexity of each labelling (m, n); class shares, which cost nothing, are taken off."""
+def _adjusted(kernel: Any, targets: np.ndarray) -> np.ndarray:
+    """Return the adjusted complexity of labellings' targets (m, n, k); means, which cost nothing, are taken off."""
     from natwise.supervision import supervision_complexity
 
-    targets = np.eye(k)[labels]
-    targets -= targets.mean(axis=1, keepdims=True)
+    targets = targets - targets.mean(axis=1, keepdims=True)
     per_class = targets.transpose(0, 2, 1).reshape(-1, kernel.size, 1)  # all outputs share the kernel
-    raw = np.reshape(supervision_complexity(kernel, per_class, adjusted=False), (len(labels), k)).sum(axis=1)
+    raw = np.reshape(supervision_complexity(kernel, per_class, adjusted=False), targets.shape[::2]).sum(axis=1)
     return np.sqrt(raw * kernel.trace) / kernel.size
 
 
-def _summary(names: list[str], found: dict[str, Any]) -> list[str]:
+def _summary(names: list[str], found: dict[str, Any], a_model: str) -> list[str]:
     if names and found["memorised"][0, 0] >= WORTH_SAYING:
         return [
-            f"Trained on these labels, the default model memorises at least {found['memorised'][0, 0]:.2f} of the "
-            f"{found['noise_entropy']:.2f} nats per row that wrong labels hold."
+            f"Trained on these labels, {a_model} memorises at least {found['memorised'][0, 0]:.2f} (90 % interval "
+            f"{found['memorised'][1, 0]:.2f} to {found['memorised'][2, 0]:.2f}) of the {found['noise_entropy']:.2f} "
+            "nats per row that wrong labels hold."
         ]
     if "complexity" not in found:
         return []

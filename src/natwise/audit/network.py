@@ -25,11 +25,16 @@ SHARE_OF_TIME = 0.4
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Rows of the table (ascending), and the fitted `natwise.samples.SampleInformation` of their given labels."""
+    """Rows of the table (ascending), and the fitted `natwise.samples.SampleInformation` of their given labels.
+
+    `n_classes` is 0 for numbers, which the network sees in units of `scale` from `centre`.
+    """
 
     rows: np.ndarray
     information: Any
     n_classes: int
+    centre: float = 0.0
+    scale: float = 1.0
 
     @classmethod
     def of(cls, X: np.ndarray, labels: np.ndarray, n_classes: int, rows: np.ndarray, streams: Streams) -> Network:
@@ -39,10 +44,20 @@ class Network:
         rows = np.sort(rows)
         validation = streams.numpy("validation").permutation(len(X))[:N_VALIDATION]
         inputs, inputs_val = (np.clip(np.nan_to_num(X[chosen]), -LARGEST, LARGEST) for chosen in (rows, validation))
-        module = _wide_network(X.shape[1], n_classes, streams)
+        module = _wide_network(X.shape[1], max(n_classes, 1), streams)
         information = SampleInformation(module, outputs="independent")
-        information.fit(inputs, np.eye(n_classes)[labels[rows]], inputs_val)
-        return cls(rows, information, n_classes)
+        network = cls(rows, information, n_classes)
+        if not n_classes:
+            low, centre, high = np.percentile(labels, [25, 50, 75])
+            network = cls(rows, information, 0, float(centre), float((high - low) / 1.349 or labels.std()))
+        information.fit(inputs, network.targets(labels[rows]), inputs_val)
+        return network
+
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """Return what the network is trained to give for labels (..., n): one-hot rows, or numbers in its units."""
+        if self.n_classes:
+            return np.eye(self.n_classes)[labels]
+        return np.clip((labels[..., None] - self.centre) / self.scale, -LARGEST, LARGEST)
 
     def functional_information(self, labels: np.ndarray) -> np.ndarray:
         """Return the functional information (nats) of the network's rows when they carry other `labels`."""
@@ -54,8 +69,8 @@ class Network:
             fitted.ntk_,
             fitted.ntk_val_,
             fitted.init_predictions_,
-            np.zeros((n_val, self.n_classes)),
-            np.eye(self.n_classes)[labels],
+            np.zeros((n_val, max(self.n_classes, 1))),
+            self.targets(labels),
             t=fitted.t,
             lr=fitted.lr_,
         )
@@ -68,19 +83,20 @@ def linearise(table: Table, X: np.ndarray, streams: Streams, deadline: Deadline)
     A few rows calibrate the cost of a scoring, which at these sizes grows about with the square of their number, and
     with the number of classes.
     """
-    order, k = streams.numpy("rows").permutation(len(table)), len(table.classes)
+    order = streams.numpy("rows").permutation(len(table))
+    k, labels = (len(table.classes), table.labels) if table.target is None else (0, table.target)
     if deadline.left() < MIN_SECONDS:
         return None
-    Network.of(X, table.labels, k, order[:MIN_ROWS], streams)  # imports and starts what the timing must not count
-    _, seconds = timed(lambda: Network.of(X, table.labels, k, order[:MIN_ROWS], streams))
+    Network.of(X, labels, k, order[:MIN_ROWS], streams)  # imports and starts what the timing must not count
+    _, seconds = timed(lambda: Network.of(X, labels, k, order[:MIN_ROWS], streams))
     if seconds > SHARE_OF_TIME * deadline.left() / SCORINGS:
         return None
-    network, seconds = timed(lambda: Network.of(X, table.labels, k, order[:PROBE_ROWS], streams))
+    network, seconds = timed(lambda: Network.of(X, labels, k, order[:PROBE_ROWS], streams))
     allowed = SHARE_OF_TIME * deadline.left() / SCORINGS
     affordable = int(len(network.rows) * (allowed / max(seconds, 1e-3)) ** 0.5)
     if affordable <= PROBE_ROWS or len(table) <= PROBE_ROWS:
         return network
-    return Network.of(X, table.labels, k, order[: min(affordable, MAX_ROWS)], streams)
+    return Network.of(X, labels, k, order[: min(affordable, MAX_ROWS)], streams)
 
 
 def _wide_network(n_features: int, n_classes: int, streams: Streams) -> Any:

@@ -28,6 +28,7 @@ Answer = Callable[[Context, Deadline], Result]
 
 QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weight of its share of the time
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
+    "data_card": ("Data card", data_card.answer, 1.0),
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
     "change_points": ("Changes over time", change_points.answer, 6.0),
     "shortcuts": ("Groups and shortcuts", shortcuts.answer, 3.0),
@@ -35,7 +36,6 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
     "held_out_groups": ("Groups the model never saw", held_out_groups.answer, 3.0),
     "certificate": ("Generalisation certificate", certificate.answer, 3.0),
     "label_memory": ("What the labels teach", label_memory.answer, 2.0),
-    "data_card": ("Data card", data_card.answer, 1.0),
     "latent_factors": ("Latent factors of the features", latent_factors.answer, 2.0),
 }
 
@@ -71,7 +71,7 @@ def _respond(name: str, context: Context, deadline: Deadline) -> Result:
     except Unanswered as reason:
         result = Result(f"audit/{name}", params={"unanswered": str(reason)})
     spent = {"seconds": round(time.perf_counter() - start, 3), "seconds_allowed": round(allowed, 3)}
-    params = {"title": title, **result.params}
+    params = {"title": title, "model_is_own": context.own is not None, **result.params}
     return dataclasses.replace(result, params=params, provenance={**result.provenance, **spent})
 
 

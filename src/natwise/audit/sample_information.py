@@ -14,6 +14,7 @@ SHOWN = 12
 REDUNDANCY_STEP = 0.2
 RANKING_COST = 2.1  # of one scoring: the kernels shrink by the step, sum of 0.8^(3 i)
 RARE_RATIO = 1.5
+N_BOOTSTRAP = 100
 
 
 def answer(context: Context, deadline: Deadline) -> Result:
@@ -23,7 +24,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
         raise Unanswered(OUT_OF_TIME)
     table, rows = context.table, network.rows
     functional, weight = network.information.functional_information_, network.information.weight_information_
-    rank, warning = _redundancy(network, table.labels, deadline)
+    rank, warning = _redundancy(network, context.labels, deadline)
     order = np.argsort(-functional, kind="stable")
     spared = np.argsort(rank, kind="stable") if rank is not None else order[::-1]
     arrays = {
@@ -37,6 +38,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
     shown = ("most_informative", "most_redundant")
     names, compared = _by_group(table, rows, functional)
     share = _share_of_half(functional)
+    rng = context.streams.child("sample_information").numpy("bootstrap")
+    spread = float(np.std([_share_of_half(rng.choice(functional, len(functional))) for _ in range(N_BOOTSTRAP)]))
     if table.image_shape is not None:
         arrays["informative_thumbnails"] = context.thumbnails(arrays["most_informative"])
         arrays["redundant_thumbnails"] = context.thumbnails(arrays["most_redundant"])
@@ -46,15 +49,16 @@ def answer(context: Context, deadline: Deadline) -> Result:
         scalars={
             "mean_functional_information": float(functional.mean()),
             "share_holding_half": share,
+            "share_holding_half_se": spread,
             "rows": len(rows),
         },
         rows=table.ids,
         params={
             "classes": table.classes,
             "shown_labels": {str(i): int(table.labels[i]) for name in shown for i in arrays[name]},
-            "group_kind": "group" if table.group is not None else "class",
+            "group_kind": _kind(table),
             "group_names": names,
-            "summary": _summary(share, names, compared),
+            "summary": _summary(share, spread, names, compared),
         },
         warnings=_warnings(context, warning),
     )
@@ -66,6 +70,10 @@ def _redundancy(network: Network, labels: np.ndarray, deadline: Deadline) -> tup
     if RANKING_COST * seconds > deadline.left():
         return None, "The order in which rows can be spared was left out to stay within time."
     return network.information.redundancy_rank(step=REDUNDANCY_STEP), ""
+
+
+def _kind(table: Table) -> str:
+    return "group" if table.group is not None else "class" if table.target is None else "range of the label"
 
 
 def _for_all(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
@@ -91,8 +99,8 @@ def _by_group(table: Table, rows: np.ndarray, functional: np.ndarray) -> tuple[l
     return names, {f"group_{name}": found.arrays[name] for name in ("mean", "standard_error", "count", "ratio")}
 
 
-def _summary(share: float, names: list[str], compared: dict[str, np.ndarray]) -> list[str]:
-    text = f"Half of the information in single rows comes from {100 * share:.0f} % of them"
+def _summary(share: float, spread: float, names: list[str], compared: dict[str, np.ndarray]) -> list[str]:
+    text = f"Half of the information in single rows comes from {100 * share:.1f} ± {100 * spread:.1f} % of them"
     sure = compared["group_mean"] - 2 * compared["group_standard_error"] > compared["group_mean"].mean()
     ratio = np.where(sure, compared["group_ratio"], 0.0)
     if ratio.max() > RARE_RATIO:

@@ -47,6 +47,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
     """Return accuracy by label and group, what tells the group, and the gain of reweighting."""
     from natwise.shift import SpuriousFeatureReport
 
+    if not context.n_classes:
+        raise Unanswered("It is for classes: accuracy by label and group. The label of this table is a number.")
     deadline.require(MIN_SECONDS)
     streams = context.streams.child("shortcuts")
     given = _rows(context)
@@ -80,6 +82,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
     scalars |= gain | {
         "association": report.scalars_["association"],
         "group_probe": report.scalars_["attribute_probe"],
+        "group_probe_se": float(np.sqrt(0.25 / len(found.rows))),
         "telling_columns": int((told["attribute_auc_given_class"] > TELLING).sum()),
     }
     cell_names = [f"{label}, {name}" for label in found.classes for name in found.names]
@@ -97,7 +100,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "names": [names[i] for i in order[:SHOWN]],
             "n_columns": len(names),
             "directions": [[names[i] for i in np.argsort(-np.abs(v), kind="stable")[:4]] for v in report.directions_],
-            "summary": _summary(scalars, cell_names, worst),
+            "summary": _summary(scalars, cell_names, worst, context.a_model),
         },
     )
 
@@ -209,9 +212,9 @@ def _audited(context: Context, given: _Rows) -> tuple[dict[str, np.ndarray], dic
     }
 
 
-def _summary(s: dict[str, float], cells: list[str], worst: list[int]) -> list[str]:
+def _summary(s: dict[str, float], cells: list[str], worst: list[int], a_model: str) -> list[str]:
     sentence = (
-        f"Rows of label and group “{cells[worst[0]]}” are served worst: the default model is right for "
+        f"Rows of label and group “{cells[worst[0]]}” are served worst: {a_model} is right for "
         f"{s['model_worst']:.0%} of them (95 % interval {s['model_worst_low']:.0%} to {s['model_worst_high']:.0%}), "
         f"against {s['model_overall']:.0%} of all."
     )

@@ -95,7 +95,7 @@ def test_arrays_and_target():
     assert "audit/change_points" not in [answer.kind for answer in result.answers]  # nobody gave times
     assert result.to_frame()["id"].tolist() == list(range(60))
     assert any("target of 99.9 %" in sentence for sentence in result.summary)
-    assert "natwise.audit.run(X, y, minutes=0.15, random_state=0)" in result.html()
+    assert "natwise.audit.run(X, y, minutes=0.15, random_state=0, target=0.999)" in result.html()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from natwise.audit import label_issues, models, planting
+from natwise.audit import judging, label_issues, models, planting
 from natwise.audit.context import Context, Deadline
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
@@ -82,16 +82,16 @@ def test_rare_classes_are_not_judged():
     assert any("cannot be judged" in text for text in result.warnings)
 
 
-@pytest.mark.parametrize("name", models.CANDIDATES)
+@pytest.mark.parametrize("name", models.CLASSIFIERS)
 def test_out_of_fold_means_out_of_fold(name):
     """A row's own label cannot change its own probabilities."""
     table = blobs(n=90, k=3)
     X = encode(table.features).X
     X[::7, 0] = np.nan
     folds = models.make_folds(table.labels, np.arange(90), np.random.default_rng(0))
-    before = models.out_of_fold(name, X, table.labels, 3, folds, Streams(0))
+    before = models.out_of_fold(models.CLASSIFIERS[name], X, table.labels, 3, folds, Streams(0))
     changed = np.where(folds == 2, (table.labels + 1) % 3, table.labels)
-    after = models.out_of_fold(name, X, changed, 3, folds, Streams(0))
+    after = models.out_of_fold(models.CLASSIFIERS[name], X, changed, 3, folds, Streams(0))
     np.testing.assert_allclose(before[folds == 2], after[folds == 2], atol=1e-6)
     assert not np.allclose(before[folds != 2], after[folds != 2])
     np.testing.assert_allclose(before.sum(axis=1), 1.0, atol=1e-6)
@@ -108,7 +108,7 @@ def test_folds_keep_duplicates_together_and_classes_apart():
 
 def test_score_rises_as_the_given_label_loses():
     p = np.linspace(0.01, 0.99, 50)
-    scores = label_issues.label_issue_score(np.column_stack([p, 1 - p]).repeat(5, axis=0), np.zeros(250, dtype=int))
+    scores = judging.label_issue_score(np.column_stack([p, 1 - p]).repeat(5, axis=0), np.zeros(250, dtype=int))
     assert (np.diff(scores[::5]) < 0).all()
 
 

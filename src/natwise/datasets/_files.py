@@ -140,7 +140,44 @@ def _read_parquet(path: Path) -> RawTable:
         raise ValueError(f"{path} is no readable Parquet file: {shorten(str(error).strip(), 200)}") from None
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index()
-    return RawTable(frame.set_axis([str(name) for name in frame.columns], axis=1))
+    return RawTable(_spread(frame.set_axis([str(name) for name in frame.columns], axis=1)))
+
+
+def _spread(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `frame` with every column of equally long vectors (embeddings) as a column per number."""
+    parts = []
+    for name, column in frame.items():
+        first = column.iloc[0] if len(column) and column.dtype == object else None
+        if not isinstance(first, np.ndarray) or first.ndim != 1 or first.dtype.kind not in "biuf" or not len(first):
+            parts.append(column.to_frame())
+            continue
+        try:
+            vectors = np.stack(column.to_list()).astype(np.float32)
+        except (TypeError, ValueError):  # of different lengths, or missing: left out later
+            parts.append(column.to_frame())
+            continue
+        parts.append(pd.DataFrame(vectors, columns=[f"{name}_{i}" for i in range(len(first))], index=frame.index))
+    return pd.concat(parts, axis=1) if parts else frame
+
+
+def read_vectors(path: str | os.PathLike[str], n_rows: int, of: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a matrix (n_rows, p) from a ``.npy`` file, or from ``.npz`` under a name such as X, as columns."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix.lower() == ".npz":
+        arrays = load_npz(path)
+        vectors = arrays[_feature_key(path, arrays, [], n_rows)]
+    else:
+        try:
+            vectors = np.load(path, allow_pickle=False)
+        except Exception as error:  # numpy raises many kinds for damaged input
+            raise ValueError(f"{path} is no readable .npy file: {shorten(str(error).strip(), 200)}") from None
+    if vectors.ndim != 2 or vectors.dtype.kind not in "biuf":
+        raise ValueError(f"{path} must hold numbers of shape (n, p), got {vectors.dtype} of shape {vectors.shape}")
+    if len(vectors) != n_rows:
+        raise ValueError(f"{path} holds {len(vectors):,} vectors, but {of} {n_rows:,} rows")
+    return pd.DataFrame(vectors).add_prefix("v")
 
 
 def _read_npz(path: Path, named: list[str]) -> RawTable:

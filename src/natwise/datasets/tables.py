@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from natwise.core.validation import check_same_length, shorten, suggest
-from natwise.datasets._files import RawTable, read_file
+from natwise.core.validation import check_option, check_same_length, shorten, suggest
+from natwise.datasets._files import RawTable, read_file, read_vectors
+from natwise.datasets._labels import TASKS, encode_labels, label_text
 from natwise.datasets._text import clean_names, clean_text, is_missing
-
-MIN_ROWS = 20
-MAX_LABEL_LENGTH = 1000
+from natwise.datasets.images import read_image_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,8 @@ class Table:
     labels : ndarray of int64, shape (n,)
         Position in `classes`; every row has a label.
     classes : tuple of str
-        Numbers in numeric order, other labels in alphabetical order.
+        Numbers in numeric order, other labels in alphabetical order. For regression, up to ten ranges of the target
+        with about as many rows each.
     ids : tuple of str or int
         The user's own name of each row; without an id column the row number in the file, from 0.
     group, time : ndarray of str, shape (n,), optional
@@ -43,8 +43,14 @@ class Table:
         Features of a second file, to be checked for overlap.
     planted : ndarray of bool, shape (n,), optional
         Which labels are known to be wrong.
+    target : ndarray of float64, shape (n,), optional
+        For regression: the number to predict.
+    texts : ndarray of str, shape (n,), optional
+        What each row says, shown beside it; not a feature.
     image_shape : tuple of int, optional
         Height, width and channels, when the columns are the pixels of an image in row-major order.
+    image_files : tuple of str
+        The file of each row's image, when images came from a folder.
     notes : tuple of str
         What was left out or changed while reading.
     arguments : tuple of str
@@ -62,7 +68,10 @@ class Table:
     time: np.ndarray | None = None
     test: pd.DataFrame | None = None
     planted: np.ndarray | None = None
+    target: np.ndarray | None = None
+    texts: np.ndarray | None = None
     image_shape: tuple[int, ...] | None = None
+    image_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -76,27 +85,38 @@ class Table:
 
 def load_table(
     path: str | os.PathLike[str],
-    label: str,
+    label: str | None = None,
     *,
     group: str | None = None,
     id: str | None = None,
     time: str | None = None,
+    text: str | None = None,
+    vectors: str | os.PathLike[str] | None = None,
     test: str | os.PathLike[str] | None = None,
+    task: str = "auto",
 ) -> Table:
-    """Read a labelled table from a CSV, Parquet or NPZ file.
+    """Read a labelled table from a CSV, Parquet or NPZ file, or from a folder of images.
 
     Parameters
     ----------
     path : path
         ``.csv``, ``.tsv`` or ``.txt`` (also ``.gz``), ``.parquet`` or ``.pq``, or ``.npz``. Separator and encoding of
         text files are found out. An NPZ file holds features ``X`` of shape (n, p) or images (n, h, w[, c]), and
-        one array of length n per named column.
+        one array of length n per named column. A folder holds a sub-folder of images per class.
     label : str
         The column (NPZ: the array) with the labels. Rows without a label are left out, and `Table.notes` says so.
+        A folder of images has none.
     group, id, time : str, optional
         Columns with the site, the name and the date of each row; they are not used as features.
+    text : str, optional
+        The column with what each row says, shown beside suspicious rows and not used as a feature.
+    vectors : path, optional
+        A ``.npy`` file, or ``.npz`` with an array ``X``, of shape (n, p): the features of the rows (embeddings, say)
+        instead of the file's columns.
     test : path, optional
-        A second file of the same kind, whose rows are checked for overlap.
+        A second file (or folder) of the same kind, whose rows are checked for overlap.
+    task : {"auto", "classification", "regression"}
+        What the labels are; auto takes many different numbers for regression.
 
     Raises
     ------
@@ -104,32 +124,69 @@ def load_table(
         If a file cannot be read.
     ValueError
         If the file is damaged, a named column is missing, or the labels cannot be audited: fewer than 20 rows, one
-        class, a class per row, a continuous target, no features.
+        class, a class per row, no features.
     """
     start = clock.perf_counter()
-    raw = read_file(path, [label, group, id, time])
-    named = {"label": label, "group": group, "id": id, "time": time}
+    named = {"label": label, "group": group, "id": id, "time": time, "text": text}
+    given = {**named, "vectors": vectors, "test": test, "task": None if task == "auto" else task}
+    if Path(path).is_dir():
+        table = _load_images(path, {role: value for role, value in given.items() if value is not None})
+    elif label is None:
+        raise ValueError("--label is needed: the name of the column with the labels")
+    else:
+        table = _load_file(path, {role: column for role, column in named.items() if column is not None}, given)
+    options = [(f"--{role}", os.fspath(value)) for role, value in given.items() if value is not None]
+    arguments = [os.fspath(path), *(part for option in options for part in option)]
+    return dataclasses.replace(table, arguments=tuple(arguments), seconds=clock.perf_counter() - start)
+
+
+def _load_file(path: str | os.PathLike[str], named: dict[str, str], given: dict[str, Any]) -> Table:
+    raw = read_file(path, list(named.values()))
     for role, column in named.items():
-        if column is not None:
-            _check_column(raw, role, column, path)
-    used = {column for column in named.values() if column is not None}
-    features = raw.frame.drop(columns=list(used))
-    columns = {role: None if column is None else raw.frame[column] for role, column in named.items()}
-    table = make_table(
+        _check_column(raw, role, column, path)
+    used = set(named.values())
+    columns = {role: raw.frame[column] for role, column in named.items()}
+    features, image_shape = raw.frame.drop(columns=list(used)), raw.image_shape
+    vectors, test = given["vectors"], given["test"]
+    if vectors is not None:
+        if test is not None:
+            raise ValueError("--vectors and --test cannot be given together: the test file has no vectors")
+        features, image_shape = read_vectors(vectors, len(features), path), None
+    return make_table(
         features,
         columns["label"],
-        group=columns["group"],
-        ids=columns["id"],
-        time=columns["time"],
+        group=columns.get("group"),
+        ids=columns.get("id"),
+        time=columns.get("time"),
+        texts=columns.get("text"),
         test=None if test is None else _test_features(test, used, features),
         name=Path(path).name,
-        image_shape=raw.image_shape,
+        image_shape=image_shape,
         notes=raw.notes,
+        task=given["task"] or "auto",
     )
-    given = [("--group", group), ("--id", id), ("--time", time), ("--test", None if test is None else os.fspath(test))]
-    arguments = [os.fspath(path), "--label", label]
-    arguments += [part for option, value in given if value is not None for part in (option, value)]
-    return dataclasses.replace(table, arguments=tuple(arguments), seconds=clock.perf_counter() - start)
+
+
+def _load_images(path: str | os.PathLike[str], given: dict[str, Any]) -> Table:
+    unknown = [f"--{role}" for role in given if role != "test"]
+    if unknown:
+        raise ValueError(f"{path} is a folder of images, one sub-folder per class; leave out {' and '.join(unknown)}")
+    images = read_image_folder(path)
+    features, shape = _as_frame(images.pixels)
+    test = None
+    if "test" in given:
+        test = _as_frame(read_image_folder(given["test"], shape=images.pixels.shape[1:]).pixels)[0]
+    table = make_table(
+        features,
+        images.labels,
+        ids=images.ids,
+        test=test,
+        name=Path(path).absolute().name,
+        image_shape=shape,
+        notes=images.notes,
+        task="classification",
+    )
+    return dataclasses.replace(table, image_files=images.files)
 
 
 def make_table(
@@ -141,9 +198,11 @@ def make_table(
     time: Any = None,
     test: pd.DataFrame | None = None,
     planted: np.ndarray | None = None,
+    texts: Any = None,
     name: str = "data",
     image_shape: tuple[int, ...] | None = None,
     notes: Sequence[str] = (),
+    task: str = "auto",
 ) -> Table:
     """Check features and labels and make a `Table` of them.
 
@@ -152,22 +211,25 @@ def make_table(
     X : DataFrame or array-like of shape (n, p), or images of shape (n, h, w) or (n, h, w, c)
         Features; missing values, text and dates are allowed.
     y : array-like of shape (n,)
-        Labels of a classification task: text, numbers or booleans.
-    ids, group, time : array-like of shape (n,), optional
-        Name, site and date of each row.
+        Labels: text, numbers or booleans.
+    ids, group, time, texts : array-like of shape (n,), optional
+        Name, site and date of each row, and what it says.
+    task : {"auto", "classification", "regression"}
+        What the labels are; auto takes many different numbers for regression.
 
     The other parameters are those of `Table`. Raises ValueError or TypeError as `load_table`.
     """
+    check_option("task", task, TASKS)
     features, shape = _as_frame(X)
     labels = _as_column("y", y)
-    check_same_length(X=features, y=labels, ids=ids, group=group, time=time, planted=planted)
+    check_same_length(X=features, y=labels, ids=ids, group=group, time=time, planted=planted, texts=texts)
     if ids is None:
         ids = features.index if isinstance(X, pd.DataFrame) else range(len(features))
     keep = ~is_missing(labels)
     notes = list(notes)
     if not keep.all():
         notes.append(f"Rows without a label were left out: {int((~keep).sum()):,}.")
-    codes, classes = _encode_labels(labels[keep])
+    codes, classes, target = encode_labels(labels[keep], task)
     names, renamed = clean_names(features.columns)
     if renamed:
         notes.append(f"Column names that were cut, cleaned or made unique: {renamed:,}.")
@@ -184,6 +246,8 @@ def make_table(
         time=None if time is None else _as_text(time)[keep],
         test=test,
         planted=None if planted is None else np.asarray(planted, dtype=bool)[keep],
+        target=target,
+        texts=None if texts is None else _as_text(texts)[keep],
         image_shape=image_shape or shape,
         notes=tuple(notes),
     )
@@ -237,7 +301,7 @@ def _as_column(name: str, values: Any) -> pd.Series:
 def _as_text(values: Any) -> np.ndarray:
     column = _as_column("values", values)
     missing = is_missing(column)
-    text = np.array([clean_text(_label_text(value)) for value in column], dtype=object)
+    text = np.array([clean_text(label_text(value)) for value in column], dtype=object)
     text[missing] = ""
     return text
 
@@ -251,46 +315,4 @@ def _as_ids(ids: Any, keep: np.ndarray) -> tuple[str | int, ...]:
 def _plain_id(value: Hashable) -> str | int:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
-    return clean_text(_label_text(value))
-
-
-def _encode_labels(labels: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return codes and class names; refuse what is no classification task."""
-    n = len(labels)
-    if n < MIN_ROWS:
-        raise ValueError(f"at least {MIN_ROWS} rows with a label are needed, got {n}")
-    codes, uniques = pd.factorize(labels)
-    names = [_label_text(value) for value in uniques]
-    longest = max(map(len, names))
-    if longest > MAX_LABEL_LENGTH:
-        raise ValueError(f"a label is {longest:,} characters long (at most {MAX_LABEL_LENGTH:,}): is it free text?")
-    numbers = pd.to_numeric(pd.Series(names, dtype=object), errors="coerce").to_numpy(dtype=float)
-    _check_classes(n, names, numbers)
-    order = sorted(range(len(names)), key=lambda i: (np.isnan(numbers[i]), np.nan_to_num(numbers[i]), names[i]))
-    position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.arange(len(order))
-    classes, _ = clean_names([names[i] for i in order], limit=MAX_LABEL_LENGTH)
-    return position[codes], tuple(classes)
-
-
-def _check_classes(n: int, names: list[str], numbers: np.ndarray) -> None:
-    k = len(names)
-    if k == 1:
-        raise ValueError(f"the labels hold one class only ({shorten(names[0])}); at least two are needed")
-    numeric = bool(np.isfinite(numbers).all())
-    fractional = numeric and bool((numbers % 1 != 0).any())
-    if numeric and k > max(20 if fractional else 100, n // 20):
-        raise ValueError(
-            f"the labels look continuous ({k:,} different numbers in {n:,} rows); regression is not audited: "
-            "cut the target into classes first"
-        )
-    if k > n // 2:
-        raise ValueError(f"the labels hold nearly a class per row ({k:,} classes in {n:,} rows): is this an id column?")
-
-
-def _label_text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+    return clean_text(label_text(value))

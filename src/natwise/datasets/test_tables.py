@@ -83,7 +83,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, case):
 TARGETS = {
     "one class": (["u"] * N, "one class only"),
     "a class per row": ([f"k{i}" for i in range(N)], "nearly a class per row"),
-    "regression": (FRAME.a, "look continuous"),
+    "whole numbers that name rows": (np.arange(N), "is this an id column"),
     "free text": (["M" * 10**6, "v"] * (N // 2), "1,000,000 characters"),
     "no label at all": ([np.nan] * N, "at least 20 rows"),
 }

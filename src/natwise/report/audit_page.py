@@ -6,6 +6,7 @@ import base64
 import io
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,49 @@ from natwise.report.svg import inline
 from natwise.result import Result
 
 MAX_SENTENCES = 5
-THUMBNAIL_PIXELS = 44
+PRIORITY = (  # question, sentence, topic, and the setting that must hold: the first five make the summary
+    ("label_issues", 0, "Labels", None),
+    ("data_card", 0, "Data", "trouble"),
+    ("change_points", 0, "Time", "changes"),
+    ("shortcuts", 0, "Groups", None),
+    ("data_requirements", 0, "More data", None),
+    ("label_issues", 1, "Model", None),
+    ("held_out_groups", 0, "New groups", None),
+    ("data_card", 0, "Data", None),
+    ("certificate", 0, "Trust", None),
+    ("change_points", 0, "Time", None),
+    ("sample_information", 0, "Rows", None),
+    ("label_memory", 0, "Memory", None),
+    ("latent_factors", 0, "Columns", None),
+)
+THUMBNAIL_PIXELS = 72
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the summary: the name of its question, what it is about, and a sentence."""
+
+    question: str
+    topic: str
+    sentence: str
 
 
 def summary(answers: Sequence[Result]) -> tuple[str, ...]:
-    """Return the first sentences of the answers, at most five."""
-    sentences = [sentence for answer in answers for sentence in answer.params.get("summary", ())]
-    return tuple(sentences[:MAX_SENTENCES])
+    """Return the sentences of the executive summary, at most five."""
+    return tuple(line.sentence for line in lines(answers))
+
+
+def lines(answers: Sequence[Result]) -> list[Line]:
+    """Return the executive summary: the five answers that matter most to act on, in the order of the page."""
+    by_question = {_question(answer): answer.params for answer in answers}
+    chosen: dict[tuple[str, int], Line] = {}
+    for question, index, topic, condition in PRIORITY:
+        params = by_question.get(question, {})
+        sentences = params.get("summary", ())
+        if index < len(sentences) and (condition is None or params[condition]) and len(chosen) < MAX_SENTENCES:
+            chosen.setdefault((question, index), Line(question, topic, sentences[index]))
+    order = list(by_question)
+    return [chosen[key] for key in sorted(chosen, key=lambda key: (order.index(key[0]), key[1]))]
 
 
 def html(answers: Sequence[Result], combined: Result) -> str:
@@ -35,7 +72,7 @@ def html(answers: Sequence[Result], combined: Result) -> str:
     env = environment()
     return env.get_template("audit.html.jinja").render(
         answers=answers,
-        summary=summary(answers),
+        lines=lines(answers),
         record=combined.provenance,
         command=_command(combined.provenance),
         rows=combined.rows,
@@ -45,6 +82,10 @@ def html(answers: Sequence[Result], combined: Result) -> str:
         percent=_percent,
         short=_short,
     )
+
+
+def _question(answer: Result) -> str:
+    return answer.kind.removeprefix("audit/")
 
 
 def _draw(name: str, answer: Result) -> Markup:
@@ -71,13 +112,17 @@ def _thumbnail(image: np.ndarray, words: str) -> Markup:
 
 def _command(record: Any) -> str:
     """Return the command, or the call, that runs this audit again."""
-    seed = record["seed"]
+    seed, target, model = record["seed"], record.get("target"), record.get("model")
     if not record["arguments"]:
-        return f"natwise.audit.run(X, y, minutes={record['minutes']:g}, random_state={seed})"
-    options = ["--minutes", f"{record['minutes']:g}", *([] if seed is None else ["--seed", str(seed)])]
-    if record.get("target") is not None:
-        options += ["--target", f"{record['target']:g}"]
-    return shlex.join(["natwise", "audit", *record["arguments"], *options])
+        options = [f"minutes={record['minutes']:g}", f"random_state={seed}"]
+        options += [] if target is None else [f"target={target:g}"]
+        options += [] if model is None else [f"model={model}"]
+        return f"natwise.audit.run(X, y, {', '.join(options)})"
+    words = ["natwise", "audit", *record["arguments"], "--minutes", f"{record['minutes']:g}"]
+    words += [] if seed is None else ["--seed", str(seed)]
+    words += [] if target is None else ["--target", f"{target:g}"]
+    words += [] if model is None else ["--model", model]
+    return shlex.join(words)
 
 
 def _percent(value: float, digits: int = 1) -> str:

@@ -14,6 +14,7 @@ from natwise.result import Result
 
 ACCENT = "#3f7fd4"
 SECOND = "#d9822b"
+THIRD = "#8a63b8"
 MAX_COLUMNS = 60
 
 
@@ -136,13 +137,80 @@ def certificate_bars(answer: Result) -> tuple[Figure, str]:
     names = {"fcmi": "f-CMI", "ld_cmi": "loss difference", "kl": "binary KL", "fast_rate": "fast rate"}
     names["tightest"] = f"tightest: {answer.params['tightest']}"
     figure, axes = _axes(6.4, 1.8)
-    axes.barh(list(names.values()), [s[name] for name in names], color=ACCENT, height=0.6)
+    values, spread = [s[name] for name in names], [s[f"{name}_se"] for name in names]
+    axes.barh(list(names.values()), values, xerr=spread, ecolor=INK, color=ACCENT, height=0.6)
     axes.axvline(s["gap"], color=SECOND, linewidth=2, label="measured gap")
     axes.plot([s["null_95"]] * 2, [-0.4, 0.4], color=INK, linewidth=2, label="f-CMI, shuffled splits")
     axes.set(xlabel="error on new rows less error on training rows")
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=9)
     words = f"Measured gap {s['gap']:.1%}; bounds: " + ", ".join(f"{names[n]} {s[n]:.1%}" for n in names) + "."
+    return figure, words
+
+
+def information_by_group(answer: Result) -> tuple[Figure, str]:
+    """Return the mean information of each group's rows over that of all, with two standard errors."""
+    a = answer.arrays
+    shown = np.sort(np.argsort(-a["group_count"], kind="stable")[:20])
+    names = [f"{_short(answer.params['group_names'][g])} ({a['group_count'][g]:,.0f})" for g in shown]
+    ratio, places = a["group_ratio"][shown], np.arange(len(shown))[::-1]
+    unit = answer.scalars["mean_functional_information"] or 1.0
+    spread = 2 * np.nan_to_num(a["group_standard_error"][shown]) / unit
+    figure, axes = _axes(5.4, 0.5 + 0.24 * len(shown))
+    axes.axvline(1.0, color=INK, linewidth=1, linestyle=":")
+    axes.errorbar(
+        ratio, places, xerr=np.stack([np.minimum(spread, ratio), spread]), color=ACCENT, fmt="o", markersize=5
+    )
+    axes.set_yticks(places, names)
+    axes.set(xlim=(0, None), ylim=(-0.6, len(shown) - 0.4), xlabel="times the average information of a row")
+    words = "Information of a row by group, over the average: " + ", ".join(
+        f"{name} {value:.2f}" for name, value in zip(names, ratio, strict=True)
+    )
+    return figure, f"{words}."
+
+
+def causes_by_group(answer: Result) -> tuple[Figure, str]:
+    """Return the four causes of each held-out group's error as bars that stand on one another, and their sum."""
+    causes = ("not learned at home", "harder to tell apart there", "another rule there", "wrong rule at home")
+    colours = (INK, ACCENT, SECOND, THIRD)
+    parts, names = answer.arrays["parts"], [_short(name) for name in answer.params["names"]]
+    places = np.arange(len(names))[::-1]
+    figure, axes = _axes(6.0, 0.8 + 0.34 * len(names))
+    for sign in (1, -1):
+        left = np.zeros(len(names))
+        for cause, colour, values in zip(causes, colours, parts.T, strict=True):
+            width = np.where(sign * values > 0, values, 0.0)
+            label = cause if sign == 1 else None
+            axes.barh(places, width, left=left, height=0.6, color=colour, alpha=0.8, label=label)
+            left = left + width
+    error = answer.arrays["held_out_error"]
+    axes.plot(error, places, linestyle="", marker="o", markersize=8, fillstyle="none", color=INK)
+    axes.axvline(0.0, color=INK, linewidth=1)
+    axes.set_yticks(places, names)
+    axes.set(xlabel="share of the group's rows", ylim=(-0.6, len(names) - 0.4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=9)
+    words = "Error on each group when held out: " + ", ".join(
+        f"{name} {value:.1%}" for name, value in zip(names, error, strict=True)
+    )
+    return figure, f"{words}."
+
+
+def given_and_predicted(answer: Result) -> tuple[Figure, str]:
+    """Return numeric labels against their predictions for at most 2000 rows, the most suspicious ones ringed."""
+    target, predicted = answer.arrays["target"], answer.arrays["suggested_value"]
+    some = np.linspace(0, len(target) - 1, min(len(target), 2000)).astype(int)
+    top = answer.arrays["most_suspicious"]
+    figure, axes = _axes(5.0, 3.6)
+    axes.plot(target[some], predicted[some], linestyle="", marker=".", markersize=4, alpha=0.4, color=ACCENT)
+    axes.plot(target[top], predicted[top], linestyle="", marker="o", markersize=7, fillstyle="none", color=SECOND)
+    ends = [predicted.min(), predicted.max()]
+    axes.plot(ends, ends, color=INK, linewidth=1)
+    axes.set(xlabel="given label", ylabel="predicted from the other rows")
+    words = (
+        f"Given against predicted labels of {len(some):,} rows; they correlate with "
+        f"{np.corrcoef(target, predicted)[0, 1]:.2f}. The {len(top)} most suspicious rows are ringed."
+    )
     return figure, words
 
 
