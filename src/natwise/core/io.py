@@ -78,8 +78,23 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_ARCHIVE_BYTES
             raise ValueError(f"{path} is no readable .npz file: {error}") from error
 
 
+def save_torch(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a dict of tensors and plain containers atomically, for `load_torch`.
+
+    Raises `OSError` when it cannot be written.
+    """
+    import torch
+
+    with atomic_path(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's name for a full disk
+            raise OSError(f"{path} cannot be written: {shorten(error, 200)}") from error
+
+
 def load_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a dict that `torch.save` wrote, tensors onto the CPU, without unpickling anything but plain data.
+    """Read a dict that `save_torch` wrote, tensors onto the CPU, without unpickling anything but plain data.
 
     Raises `OSError` when the file cannot be opened, and `ValueError` naming the file when it is damaged, holds other
     objects than tensors and plain containers, or holds no dict.
@@ -88,6 +103,10 @@ def load_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     with open(path, "rb") as file:
         try:
+            with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums that it wrote
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} does not match")
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for damaged input
             raise ValueError(f"{path} is no readable file of tensors: {shorten(error, 200)}") from error
@@ -98,6 +117,8 @@ def load_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _check_claims(archive: zipfile.ZipFile, max_bytes: int) -> None:
     """Refuse what is no array, and what claims more bytes than are allowed or are there, before reading it."""
+    if not archive.infolist():
+        raise ValueError("it holds no arrays")
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max_bytes:
         raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the limit of {max_bytes:,}")

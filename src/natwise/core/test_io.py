@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from natwise.core.io import atomic_path, load_npz, load_torch, write_bytes, write_text
+from natwise.core.io import atomic_path, load_npz, load_torch, save_torch, write_bytes, write_text
 from natwise.testing import same_bits
 
 KILLS = """
@@ -116,6 +116,7 @@ GOOD = _npz(**{"a.npy": _npy(np.random.default_rng(0).random(200))})
 HOSTILE = {
     "empty": (b"", "not a zip"),
     "text": (b"hello" * 100, "not a zip"),
+    "nothing in it": (_npz(), "holds no arrays"),
     "objects": (_npz(**{"a.npy": _npy(np.array([print, {}]), allow_pickle=True)}), "Object arrays|pickle"),
     "bomb": (_npz(**{"a.npy": _npy(np.zeros(2_000_000))}), "more than the limit"),
     "claim": (_npz(**{"a.npy": _claiming((2**50,))}), "claims shape"),
@@ -161,13 +162,14 @@ HOSTILE_TENSORS = {
     "code": _torch_file({"a": _Opens()}),
     "module": _torch_file(torch.nn.Linear(1, 1)),
     "list": _torch_file([1]),
+    "flipped bit": TENSORS.replace(bytes([7, 0, 0, 0, 0, 0, 0, 0, 8]), bytes([7, 0, 0, 0, 0, 0, 0, 1, 8])),
     **{f"cut {n}": TENSORS[:n] for n in (1, 100, len(TENSORS) // 2, len(TENSORS) - 200, len(TENSORS) - 1)},
 }
 
 
 def test_load_torch(tmp_path):
     path = tmp_path / "a.pt"
-    path.write_bytes(TENSORS)
+    save_torch(path, {"a": torch.arange(100), "n": 3})
     assert same_bits(load_torch(path), {"a": torch.arange(100), "n": 3})
     with pytest.raises(FileNotFoundError, match="absent"):
         load_torch(tmp_path / "absent")

@@ -22,9 +22,10 @@ import torch
 from torch.utils.data import default_collate
 
 from natwise.core.batches import Batches
-from natwise.core.io import atomic_path, load_torch
+from natwise.core.io import load_torch, save_torch
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams, seed_torch_global
+from natwise.core.sharding import full_state, load_full_state, shard_on_cpu
 from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
 
 if TYPE_CHECKING:
@@ -139,7 +140,10 @@ class Trainer:
         torch's global generators, accelerate's state and the thread settings are as before afterwards.
 
         Started by ``accelerate launch`` or ``torch.distributed.run``, the processes share each batch (DDP) and give
-        what one process gives up to rounding, save for batch normalisation and dropout, which act per process.
+        what one process gives up to rounding, save for batch normalisation and dropout, which act per process. With
+        ``accelerate launch --use_fsdp --fsdp_version 2`` they share the weights too, and the model stays sharded:
+        `torch.distributed.checkpoint.state_dict.get_model_state_dict` gathers it. Its checkpoints are whole files,
+        which any number of such processes takes up.
 
         Parameters
         ----------
@@ -234,7 +238,7 @@ class _Run:
     ):
         self.options, self.accelerator, self.batches, self.validate = options, accelerator, batches, validate
         self.model, self.loss = model, loss
-        self.device = accelerator.device
+        self.device, self.sharded = accelerator.device, accelerator.is_fsdp2
         self.n_steps = options.max_epochs * batches.steps_per_epoch
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer: Any = options.optimizer(trained, lr=options.learning_rate)
@@ -281,7 +285,7 @@ class _Run:
                 if state.step % state.steps_per_epoch == 0:
                     self._end_epoch()
                 report(state.step, self._describe(loss))
-                if time.monotonic() - self.saved >= self.options.checkpoint_every:
+                if self._save_is_due():
                     self._save()
         self._save()
         if self.best is not None:
@@ -373,20 +377,31 @@ class _Run:
             theirs, ours = getattr(state, name), getattr(self.state, name)
             if theirs != ours and not (name == "seed" and self.options.random_state is None):
                 raise ValueError(f"it was written with {name} {theirs}, this run has {ours}")
+        best = content["best"]
+        if self.sharded:
+            best = load_full_state(self.model, self.optimizer.optimizer, content)
         for name, holder in self._holders().items():
             holder.load_state_dict(content[name])
-        self.state, self.best = state, content["best"]
+        self.state, self.best = state, best
+
+    def _save_is_due(self) -> bool:
+        due = self.checkpoint is not None and time.monotonic() - self.saved >= self.options.checkpoint_every
+        return bool(self._from_main(due)) if self.sharded else due  # all processes are needed to gather the weights
 
     def _save(self) -> None:
         self.saved = time.monotonic()
-        if self.checkpoint is None or not self.accelerator.is_main_process:
+        if self.checkpoint is None:
             return
-        content = {name: holder.state_dict() for name, holder in self._holders().items()}
-        with atomic_path(self.checkpoint) as temporary:
-            torch.save({**content, "state": asdict(self.state), "best": self.best}, temporary)
+        content: dict[str, Any] = {"best": self.best}
+        if self.sharded:
+            content = full_state(self.model, self.optimizer.optimizer, self.best)
+        if not self.accelerator.is_main_process:
+            return
+        content |= {name: holder.state_dict() for name, holder in self._holders().items()}
+        save_torch(self.checkpoint, {**content, "state": asdict(self.state)})
 
     def _holders(self) -> dict[str, Any]:
-        holders = {"model": self.model, "optimizer": self.optimizer}
+        holders = {} if self.sharded else {"model": self.model, "optimizer": self.optimizer}
         if isinstance(self.loss, torch.nn.Module):
             holders["loss"] = self.loss
         if self.accelerator.scaler is not None:
@@ -417,6 +432,7 @@ def _private_accelerator(device: torch.device, mixed_precision: str) -> Iterator
             state.clear()
         with patch_environment(**environment):
             accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision)
+            shard_on_cpu(accelerator, mixed_precision)
         yield accelerator
     finally:
         for state, content in zip(shared, before, strict=True):

@@ -16,4 +16,6 @@ from .unique_information import (
     leave_one_out as leave_one_out,
     leave_one_out_changes as leave_one_out_changes,
     linearization_check as linearization_check,
+    read_ntk_tiles as read_ntk_tiles,
+    write_ntk_tiles as write_ntk_tiles,
 )

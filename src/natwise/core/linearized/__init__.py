@@ -4,6 +4,7 @@ from natwise.core.linearized._dynamics import Dynamics, TrainingRule
 from natwise.core.linearized._leave_out import LeaveOut, Spectrum, largest_without
 from natwise.core.linearized._memory import check_fits
 from natwise.core.linearized._ntk import as_inputs, check_evaluation_mode, empirical_ntk
+from natwise.core.linearized._tiles import read_ntk_tiles, write_ntk_tiles
 
 __all__ = [
     "Dynamics",
@@ -15,4 +16,6 @@ __all__ = [
     "check_fits",
     "empirical_ntk",
     "largest_without",
+    "read_ntk_tiles",
+    "write_ntk_tiles",
 ]

@@ -1,6 +1,6 @@
 """Unique information of samples: what each sample alone puts into weights and predictions, without retraining."""
 
-from natwise.core.linearized import empirical_ntk
+from natwise.core.linearized import empirical_ntk, read_ntk_tiles, write_ntk_tiles
 from natwise.samples.unique_information._estimator import SampleInformation
 from natwise.samples.unique_information._leave_one_out import (
     information_by_group,
@@ -18,4 +18,6 @@ __all__ = [
     "leave_one_out",
     "leave_one_out_changes",
     "linearization_check",
+    "read_ntk_tiles",
+    "write_ntk_tiles",
 ]
