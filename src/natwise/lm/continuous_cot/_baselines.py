@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from natwise.core.validation import check_integer
-from natwise.lm.continuous_cot._checks import check_simplex
+from natwise.lm.continuous_cot._checks import check_targets
 from natwise.lm.continuous_cot._distributions import trace_loss
 from natwise.lm.continuous_cot._model import ContinuousCoT
 
@@ -36,7 +36,7 @@ def coconut_loss(cot: ContinuousCoT, prompt: Any, targets: Any, n_latent: int, *
     Source: Hao and others, Training Large Language Models to Reason in a Continuous Latent Space, 2024.
     """
     prompt, mask = cot.check_prompt(prompt, mask)
-    aims = check_simplex("targets", targets, (len(prompt), "steps", cot.n_tokens), cot.device)
+    aims = check_targets(targets, len(prompt), cot.n_tokens, cot.device)
     stage = check_integer("n_latent", n_latent, minimum=0, maximum=aims.shape[1] - 1)
 
     def feed(step: int, logits: torch.Tensor, output: Any) -> torch.Tensor:

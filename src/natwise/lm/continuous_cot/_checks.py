@@ -57,6 +57,22 @@ def check_simplex(name: str, value: Any, shape: Sequence[str | int | None], devi
     return found
 
 
+def check_targets(value: Any, n_prompts: int, n_tokens: int, device: Any) -> torch.Tensor:
+    """Return targets of at least one step, distributions over the vocabulary."""
+    targets = check_simplex("targets", value, (n_prompts, "steps", n_tokens), device)
+    if not targets.shape[1]:
+        raise ValueError(f"targets must have at least one step, got shape {tuple(targets.shape)}")
+    return targets
+
+
+def check_drawn(name: str, value: Any, shape: Sequence[str | int | None], n_tokens: int, device: Any) -> torch.Tensor:
+    """Return drawn tokens, at least one per thought, as an int64 tensor on `device`."""
+    drawn = check_ids(name, value, shape, n_tokens, device)
+    if not drawn.shape[-1]:
+        raise ValueError(f"{name} must hold at least one token per thought, got shape {tuple(drawn.shape)}")
+    return drawn
+
+
 def check_shape(name: str, got: tuple[int, ...], shape: Sequence[str | int | None]) -> None:
     """Compare the shape of a tensor with what is expected; text and None are free."""
     fits = len(got) == len(shape) and all(not isinstance(e, int) or e == g for e, g in zip(shape, got, strict=True))

@@ -45,7 +45,14 @@ def trace_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     -------
     tensor of shape ()
         In nats.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
     """
+    if logits.shape != targets.shape:
+        raise ValueError(f"targets must have the shape of logits, {tuple(logits.shape)}, got {tuple(targets.shape)}")
     log_p = wide(logits).log_softmax(dim=-1)
     entropies = torch.special.xlogy(targets, targets)
     return (entropies - targets * log_p).sum(dim=(1, 2)).mean()

@@ -13,8 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_integer, check_option, check_real
-from natwise.lm.continuous_cot._checks import check_ids
+from natwise.core.validation import check_integer, check_option, check_real, shorten
 from natwise.lm.continuous_cot._distributions import evaluation
 from natwise.lm.continuous_cot._model import RATIOS, ContinuousCoT
 from natwise.lm.continuous_cot._objectives import (
@@ -102,7 +101,7 @@ class GRPO:
         ConvergenceWarning
             When no group ever had rewards that differ: nothing was learned.
         """
-        self._check(cot)
+        self._check(cot, reward)
         rollouts = _Rollouts(self, cot, prompt, mask, reward)
         trainer = Trainer(
             max_epochs=1, steps_per_epoch=self.max_iter, batch_size=self.batch_size, learning_rate=self.learning_rate,
@@ -114,9 +113,11 @@ class GRPO:
             warnings.warn(NO_SPREAD, ConvergenceWarning, stacklevel=2)
         return np.array(rollouts.rewards)
 
-    def _check(self, cot: Any) -> None:
+    def _check(self, cot: Any, reward: Any) -> None:
         if not isinstance(cot, ContinuousCoT):
             raise TypeError(f"cot must be a ContinuousCoT, got {type(cot).__name__}")
+        if not callable(reward):
+            raise TypeError(f"reward must be callable, got {shorten(reward)}")
         check_option("policy", self.policy, POLICIES)
         check_option("ratio", self.ratio, RATIOS)
         for name, least in (("steps", 1), ("n_tokens", 1), ("n_rollouts", 2), ("batch_size", 1), ("max_iter", 1)):
@@ -132,9 +133,7 @@ class _Rollouts:
     def __init__(self, options: GRPO, cot: ContinuousCoT, prompt: Any, mask: Any, reward: Reward):
         self.options, self.cot, self.reward = options, cot, reward
         self.device = cot.device
-        self.prompt = check_ids("prompt", prompt, ("n_prompts", "length"), cot.n_tokens, self.device)
-        self.mask = torch.ones_like(self.prompt) if mask is None else torch.as_tensor(mask, device=self.device).long()
-        self.padded = mask is not None
+        self.prompt, self.mask = cot.check_prompt(prompt, mask)
         self.reference = copy.deepcopy(cot).eval() if options.kl_weight else None
         self.rewards: list[float] = []
         self.spread = False
@@ -144,7 +143,7 @@ class _Rollouts:
         options = self.options
         rows = torch.as_tensor(rng.integers(len(self.prompt), size=batch_size), device=self.device)
         rows = rows.repeat_interleave(options.n_rollouts)
-        prompt, mask = self.prompt[rows], self.mask[rows] if self.padded else None
+        prompt, mask = self.prompt[rows], None if self.mask is None else self.mask[rows]
         if options.policy == "tokens":
             thoughts, final = self.cot.sample(
                 prompt, options.steps, options.n_tokens, rng, ratio=options.ratio, mask=mask
@@ -174,7 +173,7 @@ class _Rollouts:
 
     def _log_probs(self, model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         rows, thoughts, final, _ = (part.flatten(0, 1) for part in batch)
-        logits = model(self.prompt[rows], thoughts, self.mask[rows] if self.padded else None)
+        logits = model(self.prompt[rows], thoughts, None if self.mask is None else self.mask[rows])
         if self.options.policy == "tokens":
             log_p = token_log_probs(logits, thoughts, final, self.options.ratio)
         else:

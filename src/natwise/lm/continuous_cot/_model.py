@@ -11,7 +11,7 @@ import torch
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_integer, check_option, check_real
-from natwise.lm.continuous_cot._checks import check_ids, check_mask, check_simplex
+from natwise.lm.continuous_cot._checks import check_drawn, check_ids, check_mask, check_simplex, check_targets
 from natwise.lm.continuous_cot._distributions import evaluation, floored, probabilities, trace_loss
 
 FEEDBACKS = ("distribution", "token", "hidden")
@@ -153,7 +153,7 @@ class ContinuousCoT(torch.nn.Module):
         """
         check_option("forcing", forcing, FORCINGS)
         prompt, mask = self.check_prompt(prompt, mask)
-        aims = check_simplex("targets", targets, (len(prompt), "steps", self.n_tokens), self.device)
+        aims = check_targets(targets, len(prompt), self.n_tokens, self.device)
         if forcing == "hard":
             return trace_loss(self._one_pass(prompt, aims[:, :-1], mask), aims)
         logits = self.unroll(
@@ -353,7 +353,7 @@ class ContinuousCoT(torch.nn.Module):
             raise TypeError(f"thoughts must be a tensor, of floats or int64, got {type(thoughts).__name__}")
         if thoughts.is_floating_point():
             return check_simplex("thoughts", thoughts, (n_prompts, "steps - 1", self.n_tokens), self.device)
-        return check_ids("thoughts", thoughts, (n_prompts, "steps - 1", "k"), self.n_tokens, thoughts.device)
+        return check_drawn("thoughts", thoughts, (n_prompts, "steps - 1", "k"), self.n_tokens, thoughts.device)
 
     def _generator(self, random_state: RandomState) -> torch.Generator:
         return Streams.of(random_state).torch("thoughts", self.device)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from natwise.core.validation import check_array, check_integer, check_option, check_real
-from natwise.lm.continuous_cot._checks import check_ids, check_shape, check_simplex
+from natwise.lm.continuous_cot._checks import check_drawn, check_ids, check_shape, check_simplex
 from natwise.lm.continuous_cot._distributions import floored, wide
 from natwise.lm.continuous_cot._model import RATIOS
 
@@ -29,7 +29,7 @@ def grpo_loss(
     ----------
     new, old, ref : float array or tensor of shape (..., n_rollouts, steps, n_tokens)
         Logits of the policy being trained, of the one that drew the rollouts, and of the reference; the rollouts
-        of one prompt are a group. `ref` may be None when `kl_weight` is 0.
+        of one prompt are a group. `ref` may be None when `kl_weight` is 0. Only `new` has a gradient.
     tokens : int array or tensor of shape (..., n_rollouts, steps - 1, k)
         Tokens drawn for the thoughts, as `ContinuousCoT.sample` gives them.
     final : int array or tensor of shape (..., n_rollouts)
@@ -66,11 +66,11 @@ def grpo_loss(
     if logits.ndim < 3:
         raise ValueError(f"new must have shape (..., n_rollouts, steps, n_tokens), got {tuple(logits.shape)}")
     *groups, steps, n_tokens = logits.shape
-    drawn = check_ids("tokens", tokens, (*groups, steps - 1, "k"), n_tokens, logits.device)
+    drawn = check_drawn("tokens", tokens, (*groups, steps - 1, "k"), n_tokens, logits.device)
     answers = check_ids("final", final, groups, n_tokens, logits.device)
     gains = _float_tensor("rewards", rewards, groups, logits.device)
-    others = [_float_tensor(name, value, logits.shape, logits.device) for name, value in (("old", old), ("ref", ref))
-              if value is not None]  # fmt: skip
+    given = {"old": old} if ref is None else {"old": old, "ref": ref}
+    others = [_float_tensor(name, value, logits.shape, logits.device).detach() for name, value in given.items()]
     if not (gains != gains[..., :1]).any():
         warnings.warn(NO_SPREAD, UserWarning, stacklevel=2)
     log_p = [token_log_probs(one, drawn, answers, ratio) for one in (logits, *others)]
@@ -171,7 +171,7 @@ def answer_reward(answers: Any) -> Reward:
 
 
 def process_reward(targets: Any, weight: float = 0.5) -> Reward:
-    """Return the reward of the right answer, plus `weight` times the share of drawn tokens that lie on a trace.
+    """Return the reward of the right answer, plus `weight` times the share of the thoughts that lies on a trace.
 
     Parameters
     ----------
@@ -190,9 +190,12 @@ def process_reward(targets: Any, weight: float = 0.5) -> Reward:
     right = answer_reward(aims[:, -1].argmax(dim=-1))
 
     def reward(rows: torch.Tensor, tokens: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
-        possible = aims.to(final.device)[rows, :-1].gather(-1, tokens) > 0
-        share = possible.double().mean(dim=(1, 2)) if possible.numel() else torch.zeros_like(final).double()
-        return right(rows, tokens, final) + weight * share
+        possible = (aims.to(final.device)[rows, :-1] > 0).double()
+        if tokens.is_floating_point():  # points of the simplex
+            shares = (possible * tokens).sum(dim=-1)
+        else:
+            shares = possible.gather(-1, tokens).mean(dim=-1)
+        return right(rows, tokens, final) + weight * shares.sum(dim=-1) / max(shares.shape[-1], 1)
 
     return reward
 

@@ -341,6 +341,7 @@ def test_bad_input(prompt, targets):
     aims = [
         ({"targets": short}, ValueError, "shape"),
         ({"targets": targets[:2]}, ValueError, "shape"),
+        ({"targets": targets[:, :0]}, ValueError, "at least one step"),
         ({"targets": targets * 0.9}, ValueError, "0.9"),
         ({"targets": targets * torch.nan}, ValueError, "sum to 1"),
         ({"targets": negative}, ValueError, "sum to 1"),
@@ -371,10 +372,12 @@ def test_bad_input(prompt, targets):
         ({"thoughts": targets[..., :-1]}, ValueError, "shape"),
         ({"thoughts": torch.full((5, 2, 2), V)}, ValueError, "vocabulary"),
         ({"thoughts": targets.numpy()}, TypeError, "tensor"),
+        ({"thoughts": torch.zeros((5, 2, 0), dtype=torch.int64)}, ValueError, "at least one token"),
         ({"thoughts": 2 * targets}, ValueError, "sum to 1"),
         ({"thoughts": targets * torch.nan}, ValueError, "sum to 1"),
     ]
     check_bad_input(cot.forward, thoughts, prompt=prompt, thoughts=targets)
+    check_bad_input(trace_loss, [({"targets": targets[:, :1]}, ValueError, "shape")], logits=targets, targets=targets)
 
 
 def test_models_that_do_not_fit():

@@ -119,6 +119,8 @@ def test_grpo_bad_input():
         ({"tokens": np.full((6, 3, 3), 11)}, ValueError, "vocabulary"),
         ({"tokens": np.zeros((6, 2, 3), int)}, ValueError, "shape"),
         ({"tokens": np.zeros((6, 3, 3))}, TypeError, "integers"),
+        ({"tokens": np.zeros((6, 3, 0), int)}, ValueError, "at least one token"),
+        ({"old": None}, TypeError, "old"),
         ({"final": np.zeros(5, int)}, ValueError, "shape"),
         ({"final": np.full(6, -1)}, ValueError, "vocabulary"),
         ({"rewards": np.zeros(5)}, ValueError, "shape"),
@@ -261,7 +263,9 @@ def test_grpo_options_are_checked():
         ({"prompt": [[1, 99]]}, ValueError, "vocabulary"),
         ({"reward": lambda rows, tokens, final: torch.zeros(3)}, ValueError, "finite numbers"),
         ({"reward": lambda rows, tokens, final: final * torch.nan}, ValueError, "finite numbers"),
+        ({"reward": "right"}, TypeError, "callable"),
         ({"mask": np.ones((1, 3))}, ValueError, "shape"),
+        ({"mask": np.ones((2, 2))}, ValueError, "shape"),
     ]
     check_bad_input(fit, cases)
 
@@ -273,6 +277,8 @@ def test_rewards():
     targets = np.zeros((2, 2, 6))
     targets[:, 0, :2], targets[0, 1, 4], targets[1, 1, 5] = 0.5, 1, 1
     assert process_reward(targets)(rows, tokens, final).tolist() == [1.5, 0.5, 1.25]
+    points = torch.tensor([[[0.5, 0.5, 0, 0, 0, 0]], [[1.0, 0, 0, 0, 0, 0]], [[0, 0.5, 0.5, 0, 0, 0]]])
+    assert process_reward(targets)(rows, points, final).tolist() == [1.5, 0.5, 1.25]
     assert process_reward(targets[:, 1:])(rows, tokens[:, :0], final).tolist() == [1.0, 0.0, 1.0]
     check_bad_input(
         answer_reward, [({"answers": [[1]]}, ValueError, "shape"), ({"answers": [0.5]}, ValueError, "whole")]
