@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,12 @@ def uptrain(
     uptrain ...
     """
     from accelerate import PartialState
+    from transformers.utils import logging
 
     from natwise.lm.relaxed_recursive._uptrain import Recipe, uptrain_folder
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     recipe = Recipe(loops, init, rank, distill, early_exit, steps, batch, learning_rate, seed)
     before, after = uptrain_folder(model, text, out, recipe)
     if not PartialState().is_main_process:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def _arguments(out: Path, recipe: Recipe, streams: Streams) -> TrainingArguments
         save_total_limit=1,
         train_sampling_strategy="sequential",  # the windows are drawn at random
         report_to=[],
-        disable_tqdm=True,
+        disable_tqdm=not sys.stderr.isatty(),
         logging_strategy="no",
     )
 
