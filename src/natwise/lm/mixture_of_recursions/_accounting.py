@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from natwise.core.validation import check_integer, check_option
+from natwise.core.validation import check_integer, check_option, shorten
 
 CONVENTIONS = ("exact", "paper")
 
@@ -31,10 +31,14 @@ def count_flops(model: Any, seq_len: int, convention: str = "exact") -> float:
     Returns
     -------
     float
+
+    Raises
+    ------
+    ValueError, TypeError
     """
     check_option("convention", convention, CONVENTIONS)
     length = check_integer("seq_len", seq_len, minimum=1)
-    config = getattr(model, "config", model)
+    config = _configuration(getattr(model, "config", model))
     d, heads = config.hidden_size, config.num_attention_heads
     width = getattr(config, "head_dim", None) or d // heads
     all_heads, kv_heads = heads * width, (getattr(config, "num_key_value_heads", None) or heads) * width
@@ -65,15 +69,25 @@ def kv_cache_bytes(model: Any, seq_len: int, batch_size: int = 1) -> int:
     seq_len : int
         Tokens of each sequence; each recursion holds its share, max(1, floor(c T)), of them (N + 1 for 2 N in all).
     batch_size : int
+
+    Raises
+    ------
+    ValueError, TypeError
     """
     length = check_integer("seq_len", seq_len, minimum=1)
     batch_size = check_integer("batch_size", batch_size, minimum=1)
-    config = model.config
+    config = _configuration(getattr(model, "config", None))
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     tokens = sum(max(1, math.floor(share * length)) for share, reads_first in _layers(config) if not reads_first)
     return int(2 * kv_heads * width * tokens * batch_size * next(model.parameters()).element_size())
+
+
+def _configuration(config: Any) -> Any:
+    if not hasattr(config, "num_attention_heads"):
+        raise TypeError(f"model must be a language model like Llama, got one with configuration {shorten(config)}")
+    return config
 
 
 def _layers(config: Any) -> list[tuple[float, bool]]:

@@ -180,7 +180,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         shape = check_tokens(input_ids, inputs_embeds, self.config)
         check_context(shape, attention_mask, position_ids, past_key_values, self.config)
         if labels is not None:
-            check_labels(labels, shape, self.config.vocab_size)
+            check_labels(labels, shape, self.config.vocab_size, kwargs.get("num_items_in_batch") is None)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if past_key_values is None and use_cache and self._keeps(selection):

@@ -56,8 +56,8 @@ def check_context(shape: tuple[int, int], mask: Any, position_ids: Any, past: Mo
     check_length("input_ids with what is cached", longest, config)
 
 
-def check_labels(labels: Any, shape: tuple[int, int], vocab_size: int) -> None:
-    """Check labels (batch, columns)."""
+def check_labels(labels: Any, shape: tuple[int, int], vocab_size: int, alone: bool) -> None:
+    """Check labels (batch, columns); `alone` when their mean is taken, so that one at least must count."""
     labels = _tensor("labels", labels)
     _check_integers("labels", labels)
     if labels.shape != shape:
@@ -66,6 +66,8 @@ def check_labels(labels: Any, shape: tuple[int, int], vocab_size: int) -> None:
         wrong = (labels != -100) & ((labels < 0) | (labels >= vocab_size))
         if bool(wrong.any()):
             raise ValueError(f"labels must be -100 or in 0..{vocab_size - 1}, got {int(labels[wrong][0])}")
+        if alone and not bool((labels[:, 1:] != -100).any()):
+            raise ValueError("labels must hold a token after the first column that counts, got none")
 
 
 def check_length(name: str, n_tokens: int, config: Any) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from natwise.core.validation import check_real
+from natwise.lm.mixture_of_recursions._causal_lm import MoRForCausalLM
 from natwise.result import Result
 
 
@@ -35,9 +37,13 @@ def router_diagnostics(model: Any, batches: Tensor | Iterable[Tensor], *, max_vi
         largest relative excess of a depth over its due share; ``entropy`` of the depths in nats; ``lm_loss_gap``, what
         the causal rule costs in nats per token. The warnings name what is out of bounds.
     """
+    if not isinstance(model, MoRForCausalLM):
+        raise TypeError(f"model must be a MoRForCausalLM, got {type(model).__name__}")
+    max_vio = check_real("max_vio", max_vio, minimum=0.0)
     given = [batches] if isinstance(batches, Tensor) else list(batches)
-    if not given:
-        raise ValueError("batches must hold at least one tensor of token ids, got none")
+    shapes = {tuple(ids.shape[1:]) if isinstance(ids, Tensor) else type(ids).__name__ for ids in given}
+    if len(shapes) != 1 or not isinstance(shape := shapes.pop(), tuple) or len(shape) != 1 or shape[0] < 2:
+        raise ValueError("batches must be tensors of token ids, all with the same number of columns, 2 or more")
     training, steps, bias = model.training, model.model.training_steps.clone(), model.model.router_bias.clone()
     model.eval()
     depths, selected, accuracy, gap = [], [], [], []

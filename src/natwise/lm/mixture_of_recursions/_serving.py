@@ -52,6 +52,11 @@ def serving_benchmark(
     verbose : int
         Show a progress bar when standard error is a terminal.
 
+    Raises
+    ------
+    ValueError, TypeError
+        For a model that cannot be served, or counts below 1.
+
     Returns
     -------
     Result
@@ -61,13 +66,17 @@ def serving_benchmark(
         engine's own time over that of the block's calls, depth-wise with exits, median of repeats (on a GPU: of the
         host); ``identical``, 1 when the way of serving changed no token.
     """
-    repeats = check_integer("repeats", repeats, minimum=1)
+    counts = {"n_requests": n_requests, "new_tokens": new_tokens, "prompt_length": prompt_length, "repeats": repeats}
+    for count_name, count in counts.items():
+        check_integer(count_name, count, minimum=1)
+    if model is not None and not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a MoRForCausalLM or RecursiveForCausalLM, got {type(model).__name__}")
     streams = Streams.of(random_state)
     with provenance(seed=random_state, device=str(device)) as record:
         model = _default_model(streams) if model is None else model
         model = model.to(check_device("device", device)).eval()
-        requests, exits = _requests(model, streams, n_requests, new_tokens, prompt_length)
         engines = {name: DepthwiseBatchingEngine(model, n_slots, schedule=way) for name, (way, _) in WAYS.items()}
+        requests, exits = _requests(model, streams, n_requests, new_tokens, prompt_length)
         speeds: dict[str, list[float]] = {name: [] for name in WAYS}
         tokens: dict[bool, list[list[int]]] = {}
         overheads: list[float] = []
@@ -81,7 +90,7 @@ def serving_benchmark(
                     report(turn * len(WAYS) + i + 1, name)
                 overheads.append(_overhead(engines["depthwise_exits"].stats))
     arrays = {name: np.array(values) for name, values in speeds.items()}
-    params = {"n_slots": n_slots, "n_requests": n_requests, "new_tokens": new_tokens, "repeats": repeats}
+    params: dict[str, Any] = {"n_slots": n_slots, **counts}
     params |= {"width": model.config.hidden_size, "loops": _n_loops(model), "threads": torch.get_num_threads()}
     scalars = _scalars(arrays, engines, exits, _n_loops(model))
     scalars |= {"identical": float(identical), "overhead": float(np.median(overheads))}

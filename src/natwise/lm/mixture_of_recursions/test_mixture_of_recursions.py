@@ -326,6 +326,7 @@ def test_bad_configurations_and_calls():
             ({"input_ids": ids, "position_ids": ids[:, :5]}, ValueError, "(1, 6)"),
             ({"input_ids": ids, "labels": ids[:, :5]}, ValueError, "labels"),
             ({"input_ids": ids, "labels": ids + 40}, ValueError, "0..39"),
+            ({"input_ids": ids, "labels": ids * 0 - 100}, ValueError, "counts, got none"),
             ({"input_ids": ids, "labels": ids / 2}, TypeError, "integers"),
             ({"inputs_embeds": torch.full((1, 6, 16), torch.nan)}, ValueError, "finite"),
             ({"inputs_embeds": torch.zeros(1, 6, 15)}, ValueError, "hidden_size=16"),

@@ -84,8 +84,6 @@ def test_diagnostics():
     counts = np.bincount(depths.ravel(), minlength=4)[1:]
     assert result.scalars["max_vio"] == pytest.approx((counts.max() - counts.mean()) / counts.mean())
     assert result.warnings
-    with pytest.raises(ValueError, match="batches"):
-        router_diagnostics(model, [])
     assert router_diagnostics(make(routing="token_choice"), [ids]).scalars["sampling_accuracy"] == 1
 
 
@@ -111,13 +109,32 @@ def test_bad_input():
             ({"seq_len": 0}, ValueError, ">= 1"),
             ({"seq_len": 2.5}, TypeError, "integer"),
             ({"convention": "mine"}, ValueError, "exact"),
+            ({"model": "model"}, TypeError, "language model"),
         ],
         model=make(),
         seq_len=8,
     )
     check_bad_input(
         kv_cache_bytes,
-        [({"seq_len": 0}, ValueError, ">= 1"), ({"batch_size": 0}, ValueError, ">= 1")],
+        [
+            ({"seq_len": 0}, ValueError, ">= 1"),
+            ({"batch_size": 0}, ValueError, ">= 1"),
+            ({"model": "model"}, TypeError, "language model"),
+        ],
         model=make(),
         seq_len=8,
+    )
+    ids = torch.arange(12)[None]
+    check_bad_input(
+        router_diagnostics,
+        [
+            ({"model": "model"}, TypeError, "MoRForCausalLM"),
+            ({"batches": []}, ValueError, "tensors of token ids"),
+            ({"batches": [ids, ids[:, :5]]}, ValueError, "same number of columns"),
+            ({"batches": ids.tolist()}, ValueError, "tensors"),
+            ({"batches": ids[:, :1]}, ValueError, "2 or more"),
+            ({"max_vio": float("nan")}, ValueError, "finite"),
+        ],
+        model=make(),
+        batches=ids,
     )

@@ -170,6 +170,11 @@ def test_benchmark_is_a_result():
     assert result.scalars["calls_depthwise_exits"] < result.scalars["calls_depthwise"]
 
 
+def test_bad_benchmarks():
+    bad = [({name: 0}, ValueError, ">= 1") for name in ("n_requests", "new_tokens", "prompt_length", "repeats")]
+    check_bad_input(serving_benchmark, [*bad, ({"model": "model"}, TypeError, "MoRForCausalLM")], model=None)
+
+
 def test_bad_input():
     model, good = make("recursive"), {"input_ids": [1, 2], "max_new_tokens": 2}
     with global_generators_kept():
