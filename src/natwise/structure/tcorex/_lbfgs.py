@@ -62,7 +62,6 @@ class LBFGS:
             if value <= self.value + SUFFICIENT * size * slope:  # not for NaN
                 self.value = value
                 self._remember(size * coefficients)
-                self._weights.copy_(self._trial)
                 return True
             size *= self._shorter(value - self.value, size * slope)
         return False
@@ -75,19 +74,20 @@ class LBFGS:
             self._trial.add_(self._basis[position], alpha=float(step[position]))
 
     def _remember(self, step: torch.Tensor) -> None:
-        """Take the new gradient; remember the step and the change of the gradient when the curvature is positive.
+        """Move to the trial weights; remember the step when the curvature along it is positive.
 
         The step is a combination of the basis, so that its products with the basis follow from the Gram matrix, and
-        those of the change follow from those of the gradients.
+        those of the change of the gradient follow from those of the gradients.
         """
         with_step, with_gradient = self._gram @ step, self._gram[_GRADIENT].clone()
         if len(self._order) == MEMORY:
             self._order.pop(0)
         slot = min(set(range(MEMORY)) - set(self._order))
+        self._order.append(slot)
         torch.sub(self._trial, self._weights, out=self._basis[slot])
         change = torch.sub(self._new_gradient, self._basis[_GRADIENT], out=self._basis[MEMORY + slot])
+        self._weights.copy_(self._trial)
         self._basis[_GRADIENT], self._new_gradient = self._new_gradient, self._basis[_GRADIENT]
-        self._order.append(slot)
         with_new_gradient = self._products(self._basis[_GRADIENT])
         curvature = with_new_gradient[slot] - with_step[_GRADIENT]
         with_change = with_new_gradient - with_gradient
