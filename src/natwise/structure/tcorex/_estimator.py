@@ -21,7 +21,7 @@ from natwise.core.validation import check_device, check_integer, check_option, c
 from natwise.structure.linear_corex import LinearCorEx
 from natwise.structure.tcorex._changes import PrecisionDifference
 from natwise.structure.tcorex._descent import Descent
-from natwise.structure.tcorex._objective import SMALLEST_VARIANCE, Rows, TemporalObjective, TemporalPenalty
+from natwise.structure.tcorex._objective import SMALLEST_VARIANCE, OwnRows, Rows, TemporalObjective, TemporalPenalty
 from natwise.structure.tcorex._periods import Standardization, distance_weights
 
 PENALTIES = ("weights", "mutual_info")
@@ -397,14 +397,16 @@ def _find_periods(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return periods, position.ravel(), counts
 
 
-def _rows(Z: np.ndarray, counts: np.ndarray, window: np.ndarray, weighted_objective: bool) -> tuple[Rows, Rows | None]:
+def _rows(
+    Z: np.ndarray, counts: np.ndarray, window: np.ndarray, weighted_objective: bool
+) -> tuple[Rows, OwnRows | None]:
     """Return the rows that correlations are learned from, and those whose residuals count when they are others."""
     own = np.zeros((len(counts), counts.max(), Z.shape[1]))
     filled = np.arange(counts.max()) < counts[:, None]
     own[filled] = Z
     position = np.zeros(filled.shape, dtype=int)
     position[filled] = np.arange(len(Z))
-    own_rows = Rows(torch.from_numpy(own), torch.from_numpy(filled / counts[:, None]), torch.from_numpy(position))
+    own_rows = OwnRows(torch.from_numpy(own), torch.from_numpy(filled / counts[:, None]), torch.from_numpy(position))
     if np.count_nonzero(window) == len(Z):  # no period looks at another
         return own_rows, None
     return Rows(torch.from_numpy(Z), torch.from_numpy(window)), None if weighted_objective else own_rows

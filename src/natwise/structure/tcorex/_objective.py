@@ -17,22 +17,31 @@ class Rows:
 
     ``X`` is (N, p) when all periods look at the same rows, or (T, n, p) when each has its own, filled up with zeros to
     equal numbers; products with (T, m, p) weights are one matrix product or one batched product. ``weights`` is (T, N)
-    or (T, n), each row of sum one. ``position`` (T, n) says where rows of periods are among all rows.
+    or (T, n), each row of sum one.
     """
 
     X: torch.Tensor
     weights: torch.Tensor
-    position: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Rows:
         """Return the same on another device, in another precision."""
-        position = None if self.position is None else self.position.to(device)
-        return Rows(self.X.to(device, dtype), self.weights.to(device, dtype), position)
+        return Rows(self.X.to(device, dtype), self.weights.to(device, dtype))
 
     def second_moments(self) -> torch.Tensor:
         """Return the weighted mean of x_i^2 in each period, (T, p)."""
         weights = self.weights if self.X.ndim == 2 else self.weights[:, None]
         return (weights @ self.X**2).view(len(self.weights), -1)
+
+
+@dataclass(frozen=True)
+class OwnRows(Rows):
+    """The rows of each period, ``X`` (T, n, p), and their positions among the rows of the window, (T, n)."""
+
+    position: torch.Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> OwnRows:
+        """Return the same on another device, in another precision."""
+        return OwnRows(self.X.to(device, dtype), self.weights.to(device, dtype), self.position.to(device))
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class TemporalObjective:
     ----------
     window : Rows
         The samples that each period learns its correlations from, weighted by their distance in time.
-    own : Rows or None
+    own : OwnRows or None
         The samples whose residuals count: those of the period itself. None: those of `window`.
     penalty : TemporalPenalty
         On the changes of the weights or of the mutual informations.
@@ -97,7 +106,7 @@ class TemporalObjective:
     blocks of variables that stay in the cache, and nothing but W and its gradient is held at full size.
     """
 
-    def __init__(self, window: Rows, own: Rows | None, penalty: TemporalPenalty, eps: float = 0.0):
+    def __init__(self, window: Rows, own: OwnRows | None, penalty: TemporalPenalty, eps: float = 0.0):
         self._window, self._own, self._penalty, self._noise = window, own, penalty, eps**2
         self._variance = self._with_noise(window.second_moments())
         self._own_variance = self._variance if own is None else self._with_noise(own.second_moments())
@@ -146,7 +155,7 @@ class Factors:
 
     Parameters
     ----------
-    window, own : Rows, Rows or None
+    window, own : Rows, OwnRows or None
         As in `TemporalObjective`.
     W : tensor of shape (T, m, p)
         The weights.
@@ -161,7 +170,7 @@ class Factors:
         Their second moments in the rows whose residuals count, after this division.
     """
 
-    def __init__(self, window: Rows, own: Rows | None, W: torch.Tensor, noise: float):
+    def __init__(self, window: Rows, own: OwnRows | None, W: torch.Tensor, noise: float):
         self._window, self._own, self._W, self._noise = window, own, W, noise
         self._weights = ((1 - noise) * window.weights)[:, None]
         self._values = W @ window.X.mT
