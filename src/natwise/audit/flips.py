@@ -10,6 +10,9 @@ The sharpness :math:`\beta` undoes what wrong labels (and regularisation) took f
 alone, labels that contradict the model become ever rarer as it grows surer; with mistakes their share levels off at
 :math:`\nu`. Both numbers are found by maximum likelihood on a grid, and the interval of :math:`\nu` is that of the
 profile likelihood, for twice the usual drop because the model is never quite right.
+
+A model that has learned to expect mistakes, on every row the same few per cent, would hide them as overlap. Planted
+ones show that: when the estimate does not rise by what was planted, the high end is that of the planting's bound.
 """
 
 from __future__ import annotations
@@ -31,10 +34,19 @@ Z_90 = 1.645
 
 @dataclass(frozen=True, eq=False)
 class Flips:
-    """What was found: share of wrong labels (estimate, low, high), and sharpness for each of the three."""
+    """What was found: share of wrong labels (estimate, low, high), sharpness for these, and for each of `NOISES`."""
 
     noise: np.ndarray
     sharpness: np.ndarray
+    sharpness_by_noise: np.ndarray
+
+    def up_to(self, high: float) -> Flips:
+        """Return the same with a high end of at least `high`."""
+        place = min(int(np.searchsorted(NOISES, high)), len(NOISES) - 1)
+        if NOISES[place] <= self.noise[2]:
+            return self
+        ends = np.array([*self.noise[:2], NOISES[place]])
+        return Flips(ends, np.array([*self.sharpness[:2], self.sharpness_by_noise[place]]), self.sharpness_by_noise)
 
     def wrong(self, probabilities: np.ndarray, labels: np.ndarray, which: int = 0) -> np.ndarray:
         """Return the probability that each label (n,) is wrong, at the estimate (0), its low (1) or high (2) end."""
@@ -71,7 +83,8 @@ def fit_flips(probabilities: np.ndarray, labels: np.ndarray, streams: Streams) -
     profile = likelihood.max(axis=0)
     inside = np.flatnonzero(profile >= profile.max() - DROP)
     chosen = np.array([profile.argmax(), inside[0], inside[-1]])
-    return Flips(NOISES[chosen], sharpness[likelihood[:, chosen].argmax(axis=0)])
+    best_sharpness = sharpness[likelihood.argmax(axis=0)]
+    return Flips(NOISES[chosen], best_sharpness[chosen], best_sharpness)
 
 
 def _likelihood(logs: np.ndarray, labels: np.ndarray, sharpness: np.ndarray) -> np.ndarray:

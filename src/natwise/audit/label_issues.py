@@ -20,6 +20,7 @@ PLANTINGS = 4
 SHOWN = 30
 SHOWN_PAIRS = 8
 MAX_TEXT = 240
+ENOUGH_CAUGHT = 0.5  # of planted mistakes
 TOO_MUCH_NOISE = 0.5  # an estimate beyond says more about the model than about the labels
 
 
@@ -28,6 +29,7 @@ class _Fitted:
     """Out-of-fold predictions, scores and what made them, and the scores of planted mistakes (runs, rows).
 
     `weight` is that of functional information in the scores, chosen by `aurocs`, those of the planted mistakes.
+    `caught` is by how much of what was planted the estimate of `flips` rises.
     """
 
     predictions: np.ndarray
@@ -38,6 +40,7 @@ class _Fitted:
     background: np.ndarray
     weight: float
     aurocs: dict[float, float]
+    caught: float
 
 
 def answer(context: Context, deadline: Deadline) -> Result:
@@ -109,6 +112,8 @@ def _expect(
         return planted, planted.noise[0], {}
     labels = context.table.labels
     flips = fit_flips(fitted.predictions, labels, streams)
+    if fitted.caught < ENOUGH_CAUGHT:
+        flips = flips.up_to(planted.noise[2])
     wrong = np.stack([flips.wrong(fitted.predictions, labels, which) for which in range(3)])
     expected = Expectation(flips.noise, cuts, flips.precision(wrong, order, cuts), planted.recall)
     return expected, planted.noise[0], {"wrong_probability": wrong[0]}
@@ -161,6 +166,8 @@ def _method(context: Context, fitted: _Fitted) -> dict[str, Any]:
         "planting_aurocs": {f"{weight:g}": auroc for weight, auroc in fitted.aurocs.items()},
         "plantings": len(fitted.planted),
         "planted_per_run": fitted.planted.shape[1],
+        "caught": fitted.caught,
+        "enough_caught": not fitted.caught < ENOUGH_CAUGHT,
         "target": context.target,
     }
 
@@ -236,14 +243,19 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
     if max_train * 5 // 4 < len(labels):
         rows = np.sort(streams.numpy("planting-rows").choice(rows, max_train * 5 // 4, replace=False))
     runs: list[Planting] = []
+    caught: list[float] = []
+    before_planting = fit_flips(predictions[rows], codes[rows], streams).noise[0] if k else 0.0
     slowest = 0.0
     for run in range(PLANTINGS):
         if runs and deadline.left() < slowest:
             break
         before = deadline.left()
         noisy, flags = plant_mistakes(labels[rows], codes[rows], predictions[rows], streams.child(f"planting-{run}"))
-        scores = score(blend(chosen, X[rows], noisy, k, folds[rows], streams, max_train), noisy)
-        runs.append(Planting(scores, _information(context, rows, noisy), flags))
+        again = blend(chosen, X[rows], noisy, k, folds[rows], streams, max_train)
+        runs.append(Planting(score(again, noisy), _information(context, rows, noisy), flags))
+        if k:
+            risen = fit_flips(again, noisy, streams).noise[0] - before_planting
+            caught.append(risen / (flags.mean() * (1 - before_planting)))
         slowest = max(slowest, before - deadline.left())
     aurocs = mean_aurocs(runs)
     weight = choose_weight(aurocs)
@@ -256,6 +268,7 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
         background=np.array([run.mixed(weight)[~run.flags] for run in runs]),
         weight=weight,
         aurocs=aurocs,
+        caught=float(np.mean(caught)) if caught else float("nan"),
     )
 
 

@@ -44,7 +44,7 @@ class OwnModel(BaseEstimator):
         expected = len(X), len(self.classes_)
         if found.shape != expected:
             raise ValueError(
-                f"predict_proba of {_name(self.estimator)} must return shape {expected}, a column per class of the rows "
+                f"predict_proba of {_name(self.estimator)} must return shape {expected}, a column per class that "
                 f"it was fitted on, got {found.shape}"
             )
         if not (np.isfinite(found).all() and (found >= 0).all() and (found.sum(axis=1) > 0).all()):

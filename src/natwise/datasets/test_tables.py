@@ -167,3 +167,48 @@ def test_demo_plants_a_tenth():
     np.testing.assert_array_equal(table.labels, again.labels)
     np.testing.assert_array_equal(table.labels != clean.labels, table.planted)
     assert not np.array_equal(table.labels, bundled.demo(random_state=4).labels)
+
+
+VECTORS = RNG.normal(size=(N, 5)).astype(np.float32)
+
+
+def test_given_vectors_replace_the_columns_and_texts_stand_beside(tmp_path):
+    path = write(tmp_path / "t.csv", FRAME.assign(says=[f"text {i}" for i in range(N)]))
+    np.save(tmp_path / "v.npy", VECTORS)
+    table = load_table(path, "y", text="says", vectors=tmp_path / "v.npy")
+    np.testing.assert_array_equal(table.features.to_numpy(), VECTORS)
+    assert table.texts[3] == "text 3"
+    assert table.arguments[1:5] == ("--label", "y", "--text", "says")
+    same = load_table(path, "y", vectors=archive(tmp_path / "v.npz", X=VECTORS))
+    np.testing.assert_array_equal(same.features.to_numpy(), VECTORS)
+
+
+def test_vectors_in_a_parquet_column_are_features(tmp_path):
+    frame = FRAME.assign(embedding=list(VECTORS), ragged=[np.ones(1 + i % 2) for i in range(N)])
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = load_table(tmp_path / "t.parquet", "y")
+    assert list(table.features.columns)[3:8] == [f"embedding_{i}" for i in range(5)]
+    np.testing.assert_array_equal(table.features.iloc[:, 3:8].to_numpy(np.float32), VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "words"),
+    [(VECTORS[:9], "9 vectors, but .* 60 rows"), (VECTORS[:, 0], "shape"), (np.full((N, 2), "a"), "numbers of shape")],
+)
+def test_vectors_that_do_not_fit(tmp_path, vectors, words):
+    np.save(tmp_path / "v.npy", vectors)
+    with pytest.raises(ValueError, match=words):
+        load_table(write(tmp_path / "t.csv"), "y", vectors=tmp_path / "v.npy")
+
+
+def test_vectors_are_not_unpickled_and_exclude_a_test_file(tmp_path):
+    path = write(tmp_path / "t.csv")
+    np.save(tmp_path / "v.npy", np.array([{}] * N), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"no readable \.npy"):
+        load_table(path, "y", vectors=tmp_path / "v.npy")
+    with pytest.raises(ValueError, match="cannot be given together"):
+        load_table(path, "y", vectors=tmp_path / "v.npy", test=path)
+    with pytest.raises(ValueError, match="--label is needed"):
+        load_table(path)
+    with pytest.raises(ValueError, match="task must be one of"):
+        load_table(path, "y", task="ranking")
