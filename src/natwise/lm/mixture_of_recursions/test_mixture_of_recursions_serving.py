@@ -72,18 +72,18 @@ def test_tokens_are_those_of_one_request_at_a_time(name):
     for schedule in ("depthwise", "sequence", "static"):
         engine = DepthwiseBatchingEngine(model, 3, schedule=schedule)
         assert engine.generate(requests) == expected
-        assert engine.generate(requests[::-1]) == expected[::-1]  # nothing is left of the requests before
+    assert engine.generate(requests[::-1]) == expected[::-1]  # nothing is left of the requests before
 
 
 @models
 def test_exits_do_not_depend_on_the_company(name):
     model, requests = make(name), some_requests(1, n_loops=3)
-    routed = isinstance(model, MoRForCausalLM)
-    for policy in [None] if routed else ["recursion_wise", "share_first", "copy_hidden", "recompute"]:
+    policies = [None] if isinstance(model, MoRForCausalLM) else ["copy_hidden", "recompute"]
+    for policy in [*policies, "recursion_wise", "share_first"] if name in ("recursive", "relaxed") else policies:
         alone = DepthwiseBatchingEngine(model, 1, missing_kv=policy)
         expected = alone.generate(requests)
         assert alone.stats["block_calls"] == sum(sum(one["exits"]) for one in requests)
-        for lora in ("gather", "grouped"):
+        for lora in ("gather", "grouped") if name == "relaxed" else ("gather",):
             assert DepthwiseBatchingEngine(model, 4, missing_kv=policy, lora=lora).generate(requests) == expected
 
 
@@ -163,7 +163,7 @@ def test_threshold_and_end_of_text():
 
 
 def test_benchmark_is_a_result():
-    result = serving_benchmark(make("cache"), n_slots=3, n_requests=6, new_tokens=4, repeats=2)
+    result = serving_benchmark(make("cache"), n_slots=3, n_requests=5, new_tokens=3, repeats=2)
     check_result(result)
     assert result.scalars["identical"] == 1
     assert result.scalars["calls_sequence"] == result.scalars["calls_depthwise"]
