@@ -69,12 +69,9 @@ def serving_benchmark(
     counts = {"n_requests": n_requests, "new_tokens": new_tokens, "prompt_length": prompt_length, "repeats": repeats}
     for count_name, count in counts.items():
         check_integer(count_name, count, minimum=1)
-    if model is not None and not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a MoRForCausalLM or RecursiveForCausalLM, got {type(model).__name__}")
     streams = Streams.of(random_state)
     with provenance(seed=random_state, device=str(device)) as record:
-        model = _default_model(streams) if model is None else model
-        model = model.to(check_device("device", device)).eval()
+        model = _on_device(_default_model(streams) if model is None else model, device)
         engines = {name: DepthwiseBatchingEngine(model, n_slots, schedule=way) for name, (way, _) in WAYS.items()}
         requests, exits = _requests(model, streams, n_requests, new_tokens, prompt_length)
         speeds: dict[str, list[float]] = {name: [] for name in WAYS}
@@ -114,6 +111,12 @@ def _scalars(
 
 def _overhead(stats: dict[str, float]) -> float:
     return (stats["seconds"] - stats["prefill_seconds"] - stats["model_seconds"]) / stats["block_seconds"]
+
+
+def _on_device(model: Any, device: str | torch.device) -> Any:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a MoRForCausalLM or RecursiveForCausalLM, got {type(model).__name__}")
+    return model.to(check_device("device", device)).eval()
 
 
 def _default_model(streams: Streams) -> Any:
