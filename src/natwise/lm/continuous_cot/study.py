@@ -331,6 +331,8 @@ STUDIES: dict[str, Callable[[Setting, int, str], Found]] = {
     "mts-variance": _variance,
     "mnns-accuracy": _mnns,
     "mnns-gap": _mnns,
+    "mnns-accuracy-of-a-seed": _mnns,
+    "mnns-gap-of-a-seed": _mnns,
     "mnns-longer": _longer,
     "pass-at-k": _longer,
     "baselines": _baselines,
