@@ -58,17 +58,19 @@ class Flips:
         flipped = noise * (1 - right) / (k - 1)
         return flipped / ((1 - noise) * right + flipped + 1e-300)
 
-    def precision(self, wrong: np.ndarray, order: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-        """Return the expected share of wrong labels among the first rows of `order`, with its 90 % interval (3, cuts).
 
-        `wrong` (3, n) holds what `wrong` gives for the estimate and both ends; which labels are wrong is chance, too.
-        """
-        ranked = wrong[:, order]
-        means = np.cumsum(ranked, axis=1)[:, cuts - 1] / cuts
-        chance = Z_90 * np.sqrt(np.cumsum(ranked * (1 - ranked), axis=1)[:, cuts - 1]) / cuts
-        low, high = means.min(axis=0) - chance[1], means.max(axis=0) + chance[2]
-        ends = np.stack([means[0], low, high]).clip(0.0, 1.0)
-        return np.maximum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]  # what is more suspicious is no less likely wrong
+def expected_precision(wrong: np.ndarray, order: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Return the expected share of wrong labels among the first rows of `order`, with its 90 % interval (3, cuts).
+
+    `wrong` (3, n) holds each label's chance to be wrong at the estimate and both ends of the noise; which labels are
+    wrong is chance, too.
+    """
+    ranked = wrong[:, order]
+    means = np.cumsum(ranked, axis=1)[:, cuts - 1] / cuts
+    chance = Z_90 * np.sqrt(np.cumsum(ranked * (1 - ranked), axis=1)[:, cuts - 1]) / cuts
+    low, high = means.min(axis=0) - chance[1], means.max(axis=0) + chance[2]
+    ends = np.stack([means[0], low, high]).clip(0.0, 1.0)
+    return np.maximum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]  # what is more suspicious is no less likely wrong
 
 
 def fit_flips(probabilities: np.ndarray, labels: np.ndarray, streams: Streams) -> Flips:

@@ -28,12 +28,8 @@ def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
     return np.where(rare[labels], 0.5, alternative / (alternative + given))
 
 
-def value_issue_score(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return how far numbers (n,) lie from out-of-fold predictions (n,), as a share e / (1 + e) between 0 and 1.
-
-    e is the error in units of the usual one (1.48 times the median) among the twentieth of the rows with the most
-    similar predictions, so that a large error counts less where all errors are large.
-    """
+def usual_error(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return 1.48 times the median error of the rows with the most similar predictions, one row in twenty, per row."""
     from scipy.ndimage import median_filter
 
     errors = np.abs(values - predicted)
@@ -41,8 +37,15 @@ def value_issue_score(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
     window = int(np.clip(NEIGHBOURS * len(values), min(21, len(values)), 2001))
     usual = np.empty_like(errors)
     usual[order] = 1.4826 * median_filter(errors[order], size=window, mode="nearest")
-    floor = 1e-9 * (np.abs(values).max() or 1.0) + 1e-3 * np.median(errors)
-    relative = errors / np.maximum(usual, floor)
+    return np.maximum(usual, 1e-9 * (np.abs(values).max() or 1.0) + 1e-3 * np.median(errors))
+
+
+def value_issue_score(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return how far numbers (n,) lie from out-of-fold predictions (n,), as a share e / (1 + e) between 0 and 1.
+
+    e is the error in units of the usual one, so that a large error counts less where all errors are large.
+    """
+    relative = np.abs(values - predicted) / usual_error(predicted, values)
     return relative / (1 + relative)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from natwise.audit.context import Context, Deadline
-from natwise.audit.flips import fit_flips
+from natwise.audit.flips import expected_precision, fit_flips
 from natwise.audit.judging import plant_mistakes, score
 from natwise.audit.mixing import Planting, choose_weight, mean_aurocs, mix
 from natwise.audit.models import N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
 from natwise.audit.planting import Expectation, expect
+from natwise.audit.swaps import fit_swaps
 from natwise.core.random import Streams
 from natwise.result import Result
 
@@ -21,6 +22,7 @@ SHOWN = 30
 SHOWN_PAIRS = 8
 MAX_TEXT = 240
 ENOUGH_CAUGHT = 0.5  # of planted mistakes
+ENOUGH_AUROC = 0.85  # of planted mistakes in numbers: errors that hide them look like mistakes themselves
 TOO_MUCH_NOISE = 0.5  # an estimate beyond says more about the model than about the labels
 
 
@@ -52,7 +54,8 @@ def answer(context: Context, deadline: Deadline) -> Result:
     cuts = _cuts(len(table))
     order = np.argsort(-scores, kind="stable")
     expected, bound, wrong = _expect(context, fitted, order, cuts, streams)
-    review = _review(expected)
+    unknown = _cannot_tell(context, fitted, expected)
+    review = 0 if unknown else _review(expected)
     shown = order[:SHOWN]
     arrays = {
         "label": table.labels,
@@ -89,11 +92,11 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "train_rows": min(fitted.max_train, n_train),
             "n_train": n_train,
             "rows_wrong": round(expected.noise[0] * len(table)),
-            "too_much_noise": _cannot_tell(expected),
+            "too_much_noise": unknown,
             "planted_known": "planted_auroc" in scalars,
             **_confusions(context, arrays, order, review),
             "texts": [] if table.texts is None else [str(text)[:MAX_TEXT] for text in table.texts[shown]],
-            "summary": _summary(context, scalars),
+            "summary": _summary(context, scalars, unknown),
         },
         warnings=_warnings(context, fitted, n_train),
     )
@@ -104,24 +107,28 @@ def _expect(
 ) -> tuple[Expectation, float, dict[str, np.ndarray]]:
     """Return what to expect of the ranking, the planted mistakes' bound on the noise, and arrays for every row.
 
-    For classes the noise and the precision are those of `flips`, which allows for classes that overlap, and the array
-    is each label's chance to be wrong.
+    Noise and precision are those of `flips`, which allows for classes that overlap, or of `swaps`, which allows for
+    numbers that cannot be predicted well; the array is each label's chance to be wrong.
     """
     planted = expect(len(order), fitted.planted, fitted.background, cuts, streams)
-    if not context.n_classes:
-        return planted, planted.noise[0], {}
-    labels = context.table.labels
-    flips = fit_flips(fitted.predictions, labels, streams)
-    if fitted.caught < ENOUGH_CAUGHT:
-        flips = flips.up_to(planted.noise[2])
-    wrong = np.stack([flips.wrong(fitted.predictions, labels, which) for which in range(3)])
-    expected = Expectation(flips.noise, cuts, flips.precision(wrong, order, cuts), planted.recall)
+    predictions, labels = fitted.predictions, context.labels
+    if context.n_classes:
+        flips = fit_flips(predictions, labels, streams)
+        if fitted.caught < ENOUGH_CAUGHT:
+            flips = flips.up_to(planted.noise[2])
+        noise, wrong = flips.noise, np.stack([flips.wrong(predictions, labels, which) for which in range(3)])
+    else:
+        swaps = fit_swaps(predictions[:, 0], labels, streams)
+        noise, wrong = swaps.noise, swaps.wrong
+    expected = Expectation(noise, cuts, expected_precision(wrong, order, cuts), planted.recall)
     return expected, planted.noise[0], {"wrong_probability": wrong[0]}
 
 
-def _cannot_tell(expected: Expectation) -> bool:
+def _cannot_tell(context: Context, fitted: _Fitted, expected: Expectation) -> bool:
+    """Return whether the model knows too little of the labels: at chance, or of numbers too far from planted ones."""
     noise, low, high = expected.noise
-    return bool(noise > TOO_MUCH_NOISE or high - low > TOO_MUCH_NOISE)
+    blind = not context.n_classes and fitted.aurocs[fitted.weight] < ENOUGH_AUROC
+    return bool(blind or noise > TOO_MUCH_NOISE or high - low > TOO_MUCH_NOISE)
 
 
 def _classes(context: Context, fitted: _Fitted) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -187,7 +194,7 @@ def _confusions(context: Context, arrays: dict[str, np.ndarray], order: np.ndarr
     }
 
 
-def _summary(context: Context, scalars: dict[str, float]) -> list[str]:
+def _summary(context: Context, scalars: dict[str, float], unknown: bool) -> list[str]:
     """Return a sentence on the labels and one on the model."""
     n, a_model = len(context.table), context.a_model
     noise, low, high = (scalars[f"estimated_noise{end}"] for end in ("", "_low", "_high"))
@@ -196,7 +203,7 @@ def _summary(context: Context, scalars: dict[str, float]) -> list[str]:
         f"About {round(noise * n):,} of {n:,} labels look wrong ({100 * noise:.1f} %, 90 % interval {100 * low:.1f} to "
         f"{100 * high:.1f} %)"
     )
-    if noise > TOO_MUCH_NOISE or high - low > TOO_MUCH_NOISE:
+    if unknown:
         wrong = (
             f"Which of the {n:,} labels are wrong cannot be told: {a_model} contradicts too many of them, because most "
             "are wrong or because the columns do not determine them"
@@ -287,8 +294,6 @@ def _cuts(n: int) -> np.ndarray:
 
 def _review(expected: Expectation) -> int:
     """Return the cut up to which every further row is more likely wrong than right, or 0."""
-    if _cannot_tell(expected):
-        return 0
     gain = expected.cuts * (expected.precision[0] - 0.5)
     return int(expected.cuts[gain.argmax()]) if gain.max() > 0 else 0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from natwise.audit.flips import fit_flips
+from natwise.audit.flips import expected_precision, fit_flips
 from natwise.audit.judging import label_issue_score
 from natwise.core.random import Streams
 
@@ -36,7 +36,7 @@ def test_noise_and_precision_hold_with_and_without_overlap(noise, overlap, k):
     assert abs(estimate - wrong.mean()) < 0.02 + 0.02 * overlap
     order = np.argsort(-label_issue_score(probabilities, labels), kind="stable")
     chances = np.stack([flips.wrong(probabilities, labels, which) for which in range(3)])
-    expected, lower, upper = flips.precision(chances, order, CUTS)
+    expected, lower, upper = expected_precision(chances, order, CUTS)
     known = np.cumsum(wrong[order])[CUTS - 1] / CUTS
     assert ((lower - 0.1 <= known) & (known <= upper + 0.1)).all()
     assert (lower <= expected).all()

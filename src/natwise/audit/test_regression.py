@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from natwise import audit
-from natwise.audit import judging, numeric_curve, own_model
+from natwise.audit import judging, numeric_curve, own_model, swaps
 from natwise.audit.context import Context
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
@@ -33,7 +33,7 @@ def test_wrong_numbers_are_found(result):
     frame = result.to_frame()
     np.testing.assert_allclose(frame["label"], GIVEN)
     assert np.corrcoef(frame["suggested_label"], TRUE)[0, 1] > 0.9
-    assert "wrong_probability" not in frame
+    assert frame["wrong_probability"][WRONG].mean() > 5 * frame["wrong_probability"][~WRONG].mean()
 
 
 def test_what_applies_is_answered_and_the_rest_says_why(result):
@@ -57,6 +57,20 @@ def test_a_large_error_counts_less_where_errors_are_large():
     scores = judging.value_issue_score(predicted, predicted + errors)
     assert ((scores >= 0) & (scores <= 1)).all()
     assert scores[5] > 0.8 > scores[300]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("tails", [3, 100])
+def test_noise_of_numbers_that_are_hard_to_predict(noise, tails):
+    rng = np.random.default_rng(1)
+    predicted = 3 * rng.standard_normal(2000)
+    values = predicted + rng.standard_t(tails, 2000)
+    wrong = rng.random(2000) < noise
+    values[wrong] = rng.permutation(values)[wrong]
+    found = swaps.fit_swaps(predicted, values, Streams(0))
+    assert found.noise[1] - 0.01 <= wrong.mean() <= found.noise[2] + 0.01
+    assert abs(found.noise[0] - wrong.mean()) < 0.04
+    assert ((found.wrong >= 0) & (found.wrong <= 1)).all()
 
 
 def test_planted_numbers_come_from_another_range():

@@ -104,9 +104,10 @@ def _thumbnail(image: np.ndarray, words: str) -> Markup:
     buffer = io.BytesIO()
     imsave(buffer, pixels, cmap="gray", vmin=0, vmax=255, format="png")
     content = base64.b64encode(buffer.getvalue()).decode()
-    size = THUMBNAIL_PIXELS
+    height, width = image.shape[:2]
+    scale = THUMBNAIL_PIXELS / max(height, width)
     return Markup('<img class="thumbnail" width="{}" height="{}" alt="{}" src="data:image/png;base64,{}">').format(
-        size, size, words, content
+        round(scale * width) or 1, round(scale * height) or 1, words, content
     )
 
 
