@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from natwise.core.linearized._features import BUILDERS, Dense, GradientFeature
+from natwise.core.validation import shorten
 
 _CHECK_TOLERANCE = 1e-3
 
@@ -94,7 +95,10 @@ class Network:
 
 def flat_outputs(module: nn.Module, inputs: Tensor) -> Tensor:
     """Run the module and return its outputs as (b, k)."""
-    outputs = module(inputs)
+    try:
+        outputs = module(inputs)
+    except RuntimeError as error:  # torch's name for shapes that do not fit
+        raise ValueError(f"X must fit the module, got shape {tuple(inputs.shape)}: {shorten(error, 120)}") from error
     if not isinstance(outputs, Tensor):
         raise TypeError(f"module must return a tensor, got {type(outputs).__name__}")
     if outputs.ndim == 0 or len(outputs) != len(inputs):

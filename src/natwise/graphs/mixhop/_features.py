@@ -85,7 +85,7 @@ def recall_features(memory: Memory, x: Any, like: torch.Tensor, n_features: int)
         return x
     is_sparse = x.layout != torch.strided if isinstance(x, torch.Tensor) else sparse.issparse(x)
     if not isinstance(x, torch.Tensor) and not is_sparse:
-        x = torch.from_numpy(np.array(check_array("x", x)))
+        x = torch.from_numpy(np.array(check_array("x", x), order="C"))  # dropout draws in the order of memory
     if len(x.shape) != 2 or x.shape[1] != n_features:
         raise ValueError(f"x must have shape (n_nodes, {n_features}), got {tuple(x.shape)}")
     if x.shape[0] == 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from natwise.core.validation import check_array
 from natwise.result import Result
 from natwise.samples.unique_information._problem import (
     Problem,
@@ -147,8 +148,10 @@ def information_by_group(scores: Any, groups: Any) -> Result:
         Means, not sums: the information of a group is not the sum over its samples (they may be redundant or
         synergistic); for that, pass `groups` to `leave_one_out`.
     """
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = check_array("scores", scores, dtype=np.float64)
     groups = np.asarray(groups)
+    if groups.dtype.kind == "f" and np.isnan(groups).any():
+        raise ValueError("groups must not hold NaN")
     if scores.ndim != 1 or groups.shape != scores.shape or not len(scores):
         raise ValueError(f"scores and groups must have the same length, got {scores.shape} and {groups.shape}")
     names, index = np.unique(groups, return_inverse=True)

@@ -55,7 +55,8 @@ def corex_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[
     Raises
     ------
     ValueError
-        If a shape does not fit, a value is not finite, `eps` lies outside [0, 1], or some u_j >= 1.
+        If a shape does not fit, a value is not finite, `eps` lies outside [0, 1], some u_j >= 1, or X is so far from
+        standardised that a correlation with a factor leaves (-1, 1).
 
     Notes
     -----
@@ -65,7 +66,11 @@ def corex_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[
     X = check_array("X", X, shape=("n_samples", "n_features"), dtype=np.float64)
     weights = check_array("weights", weights, shape=("n_components", X.shape[1]), dtype=np.float64)
     eps = check_real("eps", eps, minimum=0, maximum=1)
+    if not len(X):
+        raise ValueError("X must hold at least one sample, got none")
     moments = objective_moments(X, weights, eps)
+    if not (np.abs(moments["rho"]) < 1).all():
+        raise ValueError("X must have columns of mean square 1, got a correlation outside (-1, 1) with a factor")
     return {**moments, **_information_moments(moments)}
 
 

@@ -43,6 +43,7 @@ def fano_error_lower_bound(label_entropy: Any, information: Any, n_classes: int)
     """
     entropy = _check_entropy(label_entropy, n_classes)
     information = _check_not_negative("information", information)
+    _check_broadcast(label_entropy=entropy, information=information)
     missing = np.asarray(np.minimum(entropy - information, np.log(n_classes)))
     low, high = np.zeros_like(missing), np.full_like(missing, (n_classes - 1) / n_classes)
     for _ in range(60):  # halves the interval below the spacing of float64
@@ -85,12 +86,21 @@ def memorized_label_information(train_error: Any, label_entropy: Any, n_classes:
     if error.max(initial=0.0) > 1:
         raise ValueError(f"train_error must be <= 1, got {error.max()}")
     entropy = _check_entropy(label_entropy, n_classes)
+    _check_broadcast(train_error=error, label_entropy=entropy)
     information = np.maximum(entropy - _fano(error, n_classes), 0.0)
     return information if information.ndim else float(information)
 
 
 def _fano(rate: np.ndarray, n_classes: int) -> np.ndarray:
     return rate * np.log(n_classes - 1) + entr(rate) + entr(1 - rate)
+
+
+def _check_broadcast(**arrays: np.ndarray) -> None:
+    try:
+        np.broadcast_shapes(*(array.shape for array in arrays.values()))
+    except ValueError:
+        shapes = " and ".join(str(array.shape) for array in arrays.values())
+        raise ValueError(f"{' and '.join(arrays)} must have shapes that fit together, got {shapes}") from None
 
 
 def _check_not_negative(name: str, value: Any) -> np.ndarray:
