@@ -125,7 +125,7 @@ def spurious_features(p):
     from natwise.shift import LEACE
 
     X = RNG(0).standard_normal((2000, p))
-    return lambda: LEACE().fit(X, attribute=np.arange(2000) % 2).transform(X)
+    return lambda: LEACE(shrinkage=True).fit(X, attribute=np.arange(2000) % 2).transform(X)
 
 
 def in_context(n):
@@ -224,32 +224,51 @@ def continuous_cot(steps):
     return lambda: cot.generate(torch.arange(64).reshape(8, 8) % 128, steps=steps)
 
 
-METHODS = {  # what grows, three sizes, the size to extrapolate to
-    "structure.linear_corex": (linear_corex, "variables (300 rows, 10 factors)", (4000, 8000, 16_000), 100_000),
-    "structure.tcorex": (tcorex, "variables (8 periods, 8 factors)", (500, 1000, 2000), 20_000),
-    "structure.minsyn": (minsyn, "variables (300 rows, 5 factors)", (1000, 2000, 4000), 20_000),
-    "samples.unique_information": (unique_information, "samples (one output)", (500, 1000, 2000), 20_000),
-    "samples.data_requirements": (data_requirements, "rows (24 fits, 50 columns)", (20_000, 40_000, 80_000), 1_000_000),
-    "supervision.limit": (limit, "rows (3 epochs, 64 columns)", (4000, 8000, 16_000), 1_000_000),
-    "supervision.distillation": (distillation, "samples of a kernel", (1000, 2000, 4000), 30_000),
-    "generalization.fcmi": (fcmi, "trainings (of 50 rows)", (50, 100, 200), 5000),
-    "generalization.samplewise_limits": (samplewise_limits, "points of the domain (2 samples)", (32, 64, 128), 512),
-    "shift.failure_modes": (failure_modes, "rows (16 columns, 4 domains)", (4000, 8000, 16_000), 1_000_000),
-    "shift.spurious_features": (spurious_features, "columns (2000 rows)", (500, 1000, 2000), 10_000),
-    "shift.in_context": (in_context, "rows of context (8 tasks, 8 queries)", (256, 512, 1024), 4096),
-    "graphs.mixhop": (mixhop, "nodes (5 epochs)", (5000, 10_000, 20_000), 100_000),
-    "timeseries.mimic": (mimic, "patients", (75, 150, 300), 46_520),
-    "timeseries.event_precursors": (event_precursors, "days (3 epochs)", (200, 400, 800), 10_000),
-    "lm.relaxed_recursive": (relaxed_recursive, "width (4 layers)", (128, 256, 512), 4096),
+METHODS = {  # what grows, how in theory, three sizes, the size to extrapolate to
+    "structure.linear_corex": (linear_corex, "variables (300 rows, 10 factors)", "n", (4000, 8000, 16_000), 100_000),
+    "structure.tcorex": (tcorex, "variables (8 periods, 8 factors)", "n", (500, 1000, 2000), 20_000),
+    "structure.minsyn": (minsyn, "variables (300 rows, 5 factors)", "n", (1000, 2000, 4000), 20_000),
+    "samples.unique_information": (
+        unique_information,
+        "samples (one output)",
+        "n³, memory n²",
+        (500, 1000, 2000),
+        20_000,
+    ),
+    "samples.data_requirements": (
+        data_requirements,
+        "rows (24 fits, 50 columns)",
+        "the estimator's",
+        (20_000, 40_000, 80_000),
+        1_000_000,
+    ),
+    "supervision.limit": (limit, "rows (3 epochs, 64 columns)", "n", (4000, 8000, 16_000), 1_000_000),
+    "supervision.distillation": (distillation, "samples of a kernel", "n³, memory n²", (1000, 2000, 4000), 30_000),
+    "generalization.fcmi": (fcmi, "trainings (of 50 rows)", "n", (50, 100, 200), 5000),
+    "generalization.samplewise_limits": (
+        samplewise_limits,
+        "points of the domain (2 samples)",
+        "nᵐ⁺¹ for m samples",
+        (32, 64, 128),
+        512,
+    ),
+    "shift.failure_modes": (failure_modes, "rows (16 columns, 4 domains)", "n", (4000, 8000, 16_000), 1_000_000),
+    "shift.spurious_features": (spurious_features, "columns (2000 rows)", "n³, memory n²", (400, 800, 1600), 10_000),
+    "shift.in_context": (in_context, "rows of context (8 tasks, 8 queries)", "n²", (256, 512, 1024), 4096),
+    "graphs.mixhop": (mixhop, "nodes (5 epochs)", "edges", (5000, 10_000, 20_000), 100_000),
+    "timeseries.mimic": (mimic, "patients", "n, memory bounded", (75, 150, 300), 46_520),
+    "timeseries.event_precursors": (event_precursors, "days (3 epochs)", "n", (200, 400, 800), 10_000),
+    "lm.relaxed_recursive": (relaxed_recursive, "width (4 layers)", "n³, memory n²", (128, 256, 512), 4096),
     "lm.mixture_of_recursions": (
         mixture_of_recursions,
         "tokens per sequence (2, width 64)",
+        "n²",
         (256, 512, 1024),
         16_384,
     ),
-    "lm.salt": (salt, "tokens (vocabulary 8000)", (500, 1000, 2000), 1_000_000),
-    "lm.mimetic_init": (mimetic_init, "tokens per sequence (2, width 64)", (512, 1024, 2048), 100_000),
-    "lm.continuous_cot": (continuous_cot, "steps of a chain (8 prompts)", (32, 64, 128), 1000),
+    "lm.salt": (salt, "tokens (vocabulary 8000)", "n", (500, 1000, 2000), 1_000_000),
+    "lm.mimetic_init": (mimetic_init, "tokens per sequence (2, width 64)", "n", (512, 1024, 2048), 100_000),
+    "lm.continuous_cot": (continuous_cot, "steps of a chain (8 prompts)", "n²", (32, 64, 128), 1000),
 }
 
 
@@ -275,7 +294,7 @@ def measure(key, results):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sizes = METHODS[key][2]
+    sizes = METHODS[key][3]
     spend(key, sizes[0] // 2)
     results.put([spend(key, size) for size in sizes])
 
@@ -315,17 +334,16 @@ def row(key):
         sys.exit(f"{key} failed")
     times, memory = zip(*results.get(), strict=True)
     process.join()
-    _, what, sizes, large = METHODS[key]
+    _, what, theory, sizes, large = METHODS[key]
     exponent = slope(sizes, times)
     ahead = [seconds(times[-1] * (large / sizes[-1]) ** exponent), "-"]
     memory_exponent = "-"
     if min(memory) >= 1:
         growth = slope(sizes, memory)
         memory_exponent, ahead[1] = f"{growth:.1f}", megabytes(memory[-1] * (large / sizes[-1]) ** growth)
-    return [
-        f"`{key}`", what, ", ".join(f"{size:,}" for size in sizes), ", ".join(map(seconds, times)), f"{exponent:.1f}",
-        ", ".join(map(megabytes, memory)), memory_exponent, f"{large:,}: {ahead[0]}, {ahead[1]}",
-    ]  # fmt: skip
+    measured = [", ".join(map(seconds, times)), f"{exponent:.1f}", ", ".join(map(megabytes, memory)), memory_exponent]
+    shown = ", ".join(f"{size:,}" for size in sizes)
+    return [f"`{key}`", what, theory, shown, *measured, f"{large:,}: {ahead[0]}, {ahead[1]}"]
 
 
 def main():
@@ -333,7 +351,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=METHODS, help="only this one")
     chosen = parser.parse_args().method
-    heads = ["method", "what grows", "sizes", "CPU time", "exponent", "peak memory", "exponent", "extrapolated to"]
+    heads = [
+        "method",
+        "what grows (n)",
+        "in theory",
+        "sizes",
+        "CPU time",
+        "exponent",
+        "peak memory",
+        "exponent",
+        "extrapolated to",
+    ]
     print("|" + "|".join(heads) + "|\n" + "|---" * len(heads) + "|", flush=True)
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
     for key in [chosen] if chosen else METHODS:
