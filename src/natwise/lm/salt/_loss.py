@@ -120,17 +120,11 @@ def salt_loss(
     _check_floats("student_logits", student_logits, labels)
     labels = check_labels(labels, student_logits.shape[-1])
     student, aligned = student_logits.flatten(0, -2), labels.flatten()
-    if teacher_logits is not None:
-        _check_floats("teacher_logits", teacher_logits, labels)
-        if teacher_logits.shape != student_logits.shape:
-            wanted, got = tuple(student_logits.shape), tuple(teacher_logits.shape)
-            raise ValueError(f"teacher_logits must have the student's shape {wanted} (one vocabulary), got {got}")
+    _check_teacher(teacher_logits, student_logits, labels, needed=weight > 0)
     if weight == 0.0:
         _check_finite("student_logits", student, aligned)
         wide = student if student.dtype == torch.float64 else student.float()
         losses = cross_entropy(wide, aligned, ignore_index=IGNORED, reduction=reduction)
-    elif teacher_logits is None:
-        raise TypeError(f"teacher_logits must be a float tensor when weight is {weight:g}, got None")
     else:
         targets = DenseTargets(teacher_logits.detach().flatten(0, -2), rho)
         _check_finite("teacher_logits", targets.logits, aligned)
@@ -307,6 +301,15 @@ def _check_finite(name: str, logits: torch.Tensor, labels: torch.Tensor) -> None
     extremes = torch.stack(torch.aminmax(logits.detach(), dim=-1))[:, labels != IGNORED]
     if not torch.isfinite(extremes).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
+def _check_teacher(teacher: Any, student: torch.Tensor, labels: torch.Tensor, *, needed: bool) -> None:
+    if teacher is None and not needed:
+        return
+    _check_floats("teacher_logits", teacher, labels)
+    if teacher.shape != student.shape:
+        wanted, got = tuple(student.shape), tuple(teacher.shape)
+        raise ValueError(f"teacher_logits must have the student's shape {wanted} (one vocabulary), got {got}")
 
 
 def _check_floats(name: str, value: Any, labels: Any) -> None:
