@@ -279,6 +279,7 @@ def _widths(setting: Setting, seed: int, device: str) -> Found:
     return arrays, scalars, {"seeds": setting.other_seeds, "steps": steps}
 
 
+@functools.lru_cache(maxsize=1)  # two claims read it
 def _grpo(setting: Setting, seed: int, device: str) -> Found:
     """Rewards on sampled thoughts of a discrete model, beside as much further fine-tuning."""
     network = Network(layers=1, heads=1, steps=1500, horizon=1500)
