@@ -50,7 +50,7 @@ def draw_curves(axes: Any, result: Result) -> None:
         value = result.scalars[f"discrete_pass_at_{k}"]
         axes.axhline(value, ls=style, lw=1, color=COLOURS["discrete"], label=f"discrete, one of {k} sampled")
     axes.set(xlabel="training step", ylabel="share of right answers (validation)", ylim=(0, 1.02))
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
 
 
 def draw_budgets(axes: Any, result: Result) -> None:
