@@ -94,14 +94,16 @@ def cpu(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     return work(), time.process_time() - start
 
 
-def ours(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and out-of-fold probabilities, as `natwise audit` computes them."""
+def ours(context: Context) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return scores and out-of-fold probabilities, as `natwise audit` computes them, and the noise that it states."""
     streams = context.streams.child("label_issues")
     answer = label_issues.answer(context, Deadline(SECONDS))
     folds = make_folds(context.table.labels, context.row_hashes, streams.numpy("folds"))
     chosen = {name: context.models[name] for name in answer.params["models"]}
     probabilities = blend(chosen, context.encoded.X, context.labels, context.n_classes, folds, streams)
-    return answer.arrays["label_issue_score"], probabilities
+    noise, low, high = (100 * answer.scalars[f"estimated_noise{end}"] for end in ("", "_low", "_high"))
+    stated = "cannot be told" if answer.params["too_much_noise"] else f"{noise:.1f} % ({low:.1f} to {high:.1f})"
+    return answer.arrays["label_issue_score"], probabilities, stated
 
 
 def datalab(labels: np.ndarray, **given: np.ndarray) -> np.ndarray:
@@ -131,12 +133,12 @@ def compare(case: Case) -> list[str]:
     encoded = encode(table.features, is_image=table.image_shape is not None)
     filled, wrong = np.nan_to_num(encoded.X), given != true
 
-    def audited() -> tuple[np.ndarray, np.ndarray]:
+    def audited() -> tuple[np.ndarray, np.ndarray, str]:
         network = linearise(table, encoded.X, Streams(0).child("network"), Deadline(SECONDS))
         return ours(Context(table, encoded, Streams(0).child("audit"), network=network))
 
     start = time.process_time()
-    scores, probabilities = audited()
+    scores, probabilities, stated = audited()
     seconds = time.process_time() - start
     neighbours, neighbours_seconds = cpu(lambda: datalab(given, features=filled))
     logistic, logistic_seconds = cpu(lambda: datalab(given, pred_probs=logistic_probabilities(filled, given)))
@@ -155,6 +157,7 @@ def compare(case: Case) -> list[str]:
             f"| {name} ({wrong.mean():.0%} wrong) | {setting} | {method} | {auroc:.4f} | {precision:.4f} | {took} |"
         )
         print(lines[-1], flush=True)
+    print(f"{name}: {wrong.mean():.1%} wrong, natwise states {stated}", flush=True)
     return lines
 
 

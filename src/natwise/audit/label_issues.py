@@ -209,13 +209,16 @@ def _summary(context: Context, scalars: dict[str, float], unknown: bool) -> list
             "are wrong or because the columns do not determine them"
         )
     elif review:
-        wrong += f"; start with the first {int(review):,} of the list, of which {100 * precision:.0f} % should be wrong"
+        wrong += (
+            f"; start with the first {int(review):,} of the list, of which {100 * precision:.0f} % should be wrong "
+            f"({100 * scalars['review_precision_low']:.0f} to {100 * scalars['review_precision_high']:.0f} %)"
+        )
     else:
         wrong += ", and no ranking finds them reliably"
     if "planted_auroc" in scalars:
         wrong += (
-            f" (in this demo {round(scalars['planted_share'] * n):,} were made wrong on purpose; the ranking finds "
-            f"them with AUROC {scalars['planted_auroc']:.4f})"
+            f"; in this demo {round(scalars['planted_share'] * n):,} were made wrong on purpose, and the ranking finds "
+            f"them with AUROC {scalars['planted_auroc']:.4f}"
         )
     return [f"{wrong}.", _model_sentence(context, scalars)]
 

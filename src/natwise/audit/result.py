@@ -133,17 +133,14 @@ def run(
     target : float, optional
         The accuracy (for regression the R²) aimed for, between 0 and 1.
     model : estimator, callable or str, optional
-        Your own model instead of the default ones: with ``fit`` and ``predict_proba`` (regression: ``predict``), a
-        callable without arguments that returns one, or the name ``"package:factory"`` of one. It gets the columns as
-        the audit encodes them: numbers, scaled, categories as 0/1, missing values as 0.
+        Your own model: with ``fit`` and ``predict_proba`` (regression: ``predict``), a callable without arguments that
+        returns one, or the name ``"package:factory"`` of one. It gets numbers, scaled, categories as 0/1, no gaps.
     minutes : float
-        Time to stay within. Models are trained on fewer rows, and checks repeated less often, when it is short; the
-        report says so.
+        Time to stay within; when it is short, models see fewer rows and checks are fewer, and the report says so.
     random_state : int, Generator or None
         The same seed gives the same answers, as long as the time does not bind.
     verbose : int
-        0 says nothing; otherwise there is a line on stderr before long work of known cost, and a progress bar when that
-        is a terminal.
+        0 says nothing; else a line on stderr comes before long work of known cost, and a progress bar on a terminal.
 
     Raises
     ------
