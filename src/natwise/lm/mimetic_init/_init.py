@@ -56,10 +56,8 @@ def mimetic_init_(
     module : torch.nn.Module
         A layer or a model with some: natwise's `Mamba2`, `Mamba1`, transformers' ``Mamba2Mixer``, ``MambaMixer``,
         mamba_ssm's ``Mamba2``, ``Mamba``, or ``torch.nn.MultiheadAttention``.
-    state : bool
-        Whether to do 1.
-    conv : bool
-        Whether to do 3. It hurt Mamba-2 on copying in our runs, and is off.
+    state, conv : bool
+        Whether to do 1 and 3. The convolution hurt Mamba-2 on copying in our runs, and is off.
     blend : float
         In [0, 1]; 0 leaves C as it is.
     decay : float
