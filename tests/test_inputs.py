@@ -172,7 +172,7 @@ CASES = {
     ),
     "generalization.run_supersample_experiment": Case(
         lambda X, y: generalization.run_supersample_experiment(
-            DecisionTreeClassifier(max_depth=2), X, y, 8, n_splits=3
+            DecisionTreeClassifier(max_depth=2), X, y, 5, n_splits=2
         ),
         {"X": X},
         {"y": LABELS},
@@ -408,14 +408,10 @@ def test_containers_and_dtypes(key, container):
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_every_case_is_a_good_call(key):
-    assert not isinstance(outcome(CASES[key]), Exception)
-    assert finite(outcome(CASES[key])) or CASES[key].undefined
-
-
-@pytest.mark.parametrize("key", CASES)
 def test_same_call_same_bits(key):
-    """Whatever the global generators hold."""
+    """Every case is a good call, and gives the same again, whatever the global generators hold."""
     first = outcome(CASES[key])
+    assert not isinstance(first, Exception)
+    assert finite(first) or CASES[key].undefined
     np.random.random(), torch.rand(())  # noqa: NPY002
     assert close(first, outcome(CASES[key]), 0.0)

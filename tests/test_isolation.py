@@ -54,7 +54,7 @@ except OSError as error:
     assert "a connection was asked for" in alone(code, home=None)
 
 
-@pytest.mark.parametrize("home", [None, "/proc/nobody"], ids=["no home", "home that cannot be written"])
+@pytest.mark.parametrize("home", [pytest.param(None, marks=pytest.mark.slow, id="none"), "/proc/nobody"])
 def test_a_claim_is_measured_and_its_gallery_written(tmp_path, home):
     code = "from natwise.cli import main; main()"
     arguments = ["reproduce", "structure.linear_corex", "--claim", "modular-recovery", "--out", tmp_path / "runs"]

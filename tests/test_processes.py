@@ -35,6 +35,8 @@ def test_networks(tmp_path, way):
         job["train"](tmp_path / "one", **options)
         for rank in range(2):
             assert_close(tmp_path / f"two.{name}.{rank}", tmp_path / "one")
+    job["train"](tmp_path / "taken up by one", tmp_path / "two.checkpoint")
+    assert_close(tmp_path / "taken up by one", tmp_path / "one")
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow) for way in WAYS])

@@ -143,7 +143,7 @@ class Trainer:
         what one process gives up to rounding, save for batch normalisation and dropout, which act per process. With
         ``accelerate launch --use_fsdp --fsdp_version 2`` they share the weights too, and the model stays sharded:
         `torch.distributed.checkpoint.state_dict.get_model_state_dict` gathers it. Its checkpoints are whole files,
-        which any number of such processes takes up.
+        which any number of processes takes up.
 
         Parameters
         ----------
