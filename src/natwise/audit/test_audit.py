@@ -34,7 +34,7 @@ def hostile():
 
 @pytest.fixture(scope="module")
 def result():
-    return audit.run(hostile(), minutes=3, random_state=0)
+    return audit.run(hostile(), minutes=10, random_state=0)
 
 
 def test_every_question_is_answered(result):

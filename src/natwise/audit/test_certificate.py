@@ -72,6 +72,7 @@ def test_above_one_is_vacuous():
     assert certificate._verdict({**scalars, "tightest": 0.9})[0] == "informative"
 
 
+@pytest.mark.slow
 def test_less_time_trains_on_fewer_rows():
     X = np.tile(NOISE, (8, 1)) + 0.01 * RNG.standard_normal((8 * N, 6))
     start = time.perf_counter()

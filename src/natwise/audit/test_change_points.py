@@ -57,6 +57,7 @@ def test_it_is_drawn(changed):
     assert "2021-01-15" in words
 
 
+@pytest.mark.slow
 def test_levels_and_outliers_are_no_change_of_dependence():
     def spoil(X, early):
         X[early] += 5

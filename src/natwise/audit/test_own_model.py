@@ -55,6 +55,7 @@ class Refusing:
         raise OSError("no licence")
 
 
+@pytest.mark.slow
 def test_it_judges_everywhere_and_the_page_says_so():
     FITTED.clear()
     holed = np.where(RNG.random(X.shape) < 0.05, np.nan, X)
