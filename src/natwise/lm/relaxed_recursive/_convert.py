@@ -77,8 +77,7 @@ def to_recursive(
 
     Notes
     -----
-    Bae et al., Relaxed Recursive Transformers (ICLR 2025), sections 2.2 and 2.3. ``random`` are random *layers*; the
-    paper's baseline has random weights: ``RecursiveForCausalLM(config)``.
+    Bae et al. (2025), sections 2.2, 2.3; the paper's random baseline has random weights: ``RecursiveForCausalLM(config)``.
     """
     family = _check_model(model)
     _check_options(lora_rank, lora_init, fold_norms)
