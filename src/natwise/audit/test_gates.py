@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from natwise import cli
 from natwise.audit import gates
 from natwise.result import Result
 
@@ -53,23 +52,3 @@ def test_every_gate_names_a_question():
     from natwise.audit import plan
 
     assert {question for question, _, _ in gates.GATES.values()} <= set(plan.QUESTIONS)
-
-
-@pytest.mark.parametrize(
-    ("gate", "code", "written"), [("accuracy<1.5", 1, True), ("accuracy>1.5", 0, True), ("acuracy>1", 2, False)]
-)
-def test_the_command_fails_on_a_gate_after_writing_and_on_a_wrong_one_before(
-    gate, code, written, tmp_path, monkeypatch, capsys
-):
-    rows = [f"{i % 7},{i % 2 + 0.1 * (i % 5)},{'ab'[i % 2]}" for i in range(40)]
-    (tmp_path / "t.csv").write_text("\n".join(["size,height,kind", *rows]))
-    words = ["natwise", "audit", str(tmp_path / "t.csv"), "--label", "kind", "--minutes", "0.02", "--fail-on", gate]
-    monkeypatch.setattr("sys.argv", [*words, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == code
-    files = {path.name for path in (tmp_path / "out").glob("*")}
-    assert files == ({"report.html", "audit.csv", "audit.safetensors"} if written else set())
-    shown = capsys.readouterr()
-    assert ("gate accuracy" in shown.out) == written
-    assert len(shown.err.splitlines()) <= 1 or written

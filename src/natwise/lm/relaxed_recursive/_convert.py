@@ -77,7 +77,7 @@ def to_recursive(
 
     Notes
     -----
-    Bae et al. (2025), sections 2.2, 2.3. The random baseline there has random weights: ``RecursiveForCausalLM(config)``.
+    Bae et al. (2025), sections 2.2, 2.3. The baseline of random weights there: ``RecursiveForCausalLM(config)``.
     """
     family = _check_model(model)
     _check_options(lora_rank, lora_init, fold_norms)
