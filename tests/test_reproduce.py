@@ -87,6 +87,15 @@ def test_gallery_tells_what_was_missed_and_what_was_not_run(claims, tmp_path):
     assert card.venue in page
 
 
+def test_a_result_that_cannot_be_drawn_is_shown_without_its_picture(claims, tmp_path):
+    (measured,), path = measure(claims, tmp_path)
+    dataclasses.replace(measured.result, arrays={}).save(path)  # as an older study may have left it
+    reproduce.write_gallery(tmp_path)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert "no picture: KeyError" in page
+    assert "<svg" not in page
+
+
 def test_a_missing_data_file_is_said(tmp_path):
     claims = [(card, claim) for card, claim in reproduce.plan([KEY], scale="small") if "big5" in claim.id]
     (first, *_) = reproduce.measure(claims, out=tmp_path / "runs", scale="small", data_dir=tmp_path)

@@ -34,13 +34,13 @@ def machine() -> str:
 
 @functools.cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the checkout that this package runs from and whether it was changed, or None for both."""
+    """Return the commit of the checkout that this package runs from and whether its code was changed, or None twice."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
     try:
         revision = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": revision, "dirty": bool(changed)}

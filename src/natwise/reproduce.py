@@ -184,7 +184,7 @@ def write_gallery(out: str | os.PathLike[str], measurements: Iterable[Measuremen
     from natwise.report import gallery
 
     ordered = write_table(out, measurements)
-    entries = [{**_entry(measurement), "figure": _figure(measurement)} for measurement in ordered]
+    entries = [{**_entry(measurement), **_figure(measurement)} for measurement in ordered]
     write_text(Path(out) / "index.html", gallery.html(entries))
     return ordered
 
@@ -302,8 +302,15 @@ def _entry(measurement: Measurement) -> dict[str, object]:
     }
 
 
-def _figure(measurement: Measurement) -> str:
+def _figure(measurement: Measurement) -> dict[str, object]:
+    """Return the picture of one measurement; a result that an older study left may not hold what it draws."""
     from natwise.report import gallery
 
-    draw = getattr(study(measurement.card), "figure", None) if measurement.result is not None else None
-    return gallery.svg(draw(measurement.claim.id, measurement.result)) if draw is not None else ""
+    result = measurement.result
+    if result is None:
+        return {"figure": ""}
+    try:
+        return {"figure": gallery.svg(study(measurement.card).figure(measurement.claim.id, result))}
+    except Exception as error:  # one picture must not take the others with it
+        reason = f"no picture: {type(error).__name__}: {error}; measure again"
+        return {"figure": "", "warnings": [*result.warnings, reason]}
