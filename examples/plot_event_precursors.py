@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 
 from natwise.timeseries import EventForecaster, planted_precursors
 
-data, planted = planted_precursors(160, random_state=0)  # texts in which a word announces the event
-train, test = data.split(data.target_dates[110])
-model = EventForecaster(16, encoder="words", max_epochs=8, random_state=0).fit(train)
+data, planted = planted_precursors(300, random_state=0)  # texts in which a word announces the event
+train, test = data.split(data.target_dates[200])
+model = EventForecaster(16, encoder="words", max_epochs=12, random_state=0).fit(train)
 found = model.precursors(test[model.predict(test) == 1], top_k=1, by="occlusion")
 print(found.head(10).to_string())
 
