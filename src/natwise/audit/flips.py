@@ -84,7 +84,8 @@ def fit_flips(probabilities: np.ndarray, labels: np.ndarray, streams: Streams) -
     likelihood = np.concatenate([coarse, _likelihood(logs, given, fine)])
     profile = likelihood.max(axis=0)
     inside = np.flatnonzero(profile >= profile.max() - DROP)
-    chosen = np.array([profile.argmax(), inside[0], inside[-1]])
+    ends = [max(inside[0] - 1, 0), min(inside[-1] + 1, len(NOISES) - 1)]  # the grid may be coarser than the interval
+    chosen = np.array([profile.argmax(), *ends])
     best_sharpness = sharpness[likelihood.argmax(axis=0)]
     return Flips(NOISES[chosen], best_sharpness[chosen], best_sharpness)
 
