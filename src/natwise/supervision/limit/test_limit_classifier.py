@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
+from natwise.core.random import Streams
 from natwise.supervision import (
     ConfusionMatrixLoss,
     CoTeachingLoss,
@@ -118,7 +119,8 @@ def test_warm_up_trains_q_alone():
 
 def test_warm_start_moves_weights_and_batch_norm_statistics():
     X, y, _, _ = blobs(noise=0.0)
-    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with Streams(1).torch_global("weights"):
+        network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
     options = {**QUICK, "max_epochs": 6, "validation_fraction": 0.3}
     cold = LIMITClassifier(network, grad_l2=0.0, **options).fit(X, y)
     warm = LIMITClassifier(network, grad_l2=0.0, q_warm_start=True, **options).fit(X, y)
