@@ -42,6 +42,7 @@ Case = tuple[str, np.ndarray, np.ndarray, np.ndarray]  # name, features, given l
 
 
 def planted(name: str, X: np.ndarray, y: np.ndarray, seed: int = 0) -> Case:
+    """Return features (n, ...) with labels (n,), a share `NOISE` of them wrong: half at random, half by a rule."""
     rng = np.random.default_rng(seed)
     k, given = int(y.max()) + 1, y.copy()
     rows = rng.permutation(len(y))[: round(NOISE * len(y))]
@@ -107,7 +108,7 @@ def ours(context: Context) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def datalab(labels: np.ndarray, **given: np.ndarray) -> np.ndarray:
-    """Return how suspicious Datalab finds each label: 1 - its label score."""
+    """Return how suspicious (n,) Datalab finds each label (n,): 1 - its label score."""
     from cleanlab import Datalab
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -118,7 +119,7 @@ def datalab(labels: np.ndarray, **given: np.ndarray) -> np.ndarray:
 
 
 def logistic_probabilities(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return out-of-fold probabilities of the classifier that cleanlab's own recipe takes by default."""
+    """Return out-of-fold probabilities (n, classes) of the classifier that cleanlab's recipe takes for X (n, p)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
 

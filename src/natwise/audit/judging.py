@@ -29,7 +29,10 @@ def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 
 def usual_error(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return 1.48 times the median error of the rows with the most similar predictions, one row in twenty, per row."""
+    """Return what error is usual (n,) for predictions (n,) of values (n,).
+
+    It is 1.48 times the median error of the rows with the most similar predictions, one row in twenty.
+    """
     from scipy.ndimage import median_filter
 
     errors = np.abs(values - predicted)
