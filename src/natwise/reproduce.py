@@ -225,7 +225,10 @@ def _run(
 def _check_device(cards: Iterable[Card], device: str) -> None:
     check_device("device", device)
     for card in cards:
-        if "device" not in inspect.signature(study(card).run).parameters:
+        module = study(card)
+        if hasattr(module, "STUDY"):
+            module.STUDY.check_device(device)
+        elif "device" not in inspect.signature(module.run).parameters:
             raise ValueError(f"device must be 'cpu' for {card.key}, got {device!r}")
 
 

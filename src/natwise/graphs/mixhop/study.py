@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.graphs.mixhop import (
     GraphData,
     LearnedArchitecture,
@@ -22,12 +19,12 @@ from natwise.graphs.mixhop import (
     load_planetoid,
     normalized_adjacency,
 )
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "graphs.mixhop"
 POWERS = {"mixhop": (0, 1, 2), "gcn": (1,), "mlp": (0,)}
 NAMES = {"mixhop": "MixHop {0, 1, 2}", "gcn": "GCN {1}", "mlp": "MLP {0}"}
 PUBLISHED = {"cora": 0.819, "citeseer": 0.714}
@@ -50,40 +47,11 @@ SYNTHETIC: dict[str, Any] = {
     "scaling": "standardize",
 }
 LASSO = 0.5
-DataDir = str | os.PathLike[str] | None
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-        Number of runs and of graphs.
-    seed : int
-        Seeds graphs, weights and dropout.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where to train.
-
-    Returns
-    -------
-    Result
-        Scalars: test accuracies (fractions) of MixHop and of the baselines, and the claim's metric.
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = _CLAIMS[claim](scale, seed, data_dir, device)
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def _delta(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _delta(setting: Setting) -> Found:
     """Read sigma(A X) - sigma(A^2 X) off two MixHop layers, and as well as possible off a stack of GCN layers."""
-    rng = Streams(seed).numpy("delta")
+    rng = setting.streams.numpy("delta")
     X, edges = rng.standard_normal((60, 3)), rng.integers(0, 60, size=(2, 150))
     A = normalized_adjacency(edges, 60).toarray()
     near, far = np.maximum(A @ X, 0), np.maximum(A @ A @ X, 0)
@@ -95,40 +63,42 @@ def _delta(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
     stacked = np.concatenate([A @ near, A @ far], axis=1)  # what the next GCN layer can read
     best = stacked @ np.linalg.lstsq(stacked, near - far, rcond=None)[0]
     errors = {"max_error": abs(found - near + far).max(), "gcn_error": abs(best - near + far).max()}
-    return {"target": near - far, "mixhop": found, "gcn": best}, errors, {"n_nodes": 60}
+    return Found({"target": near - far, "mixhop": found, "gcn": best}, errors, {"n_nodes": 60})
 
 
-def _citation(name: str, scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _citation(name: str, setting: Setting) -> Found:
     """Train MixHop and both baselines, equally wide; the weights are chosen by validation accuracy alone."""
-    data = load_planetoid(name, data_dir)
-    n_runs, options = 5 if scale != "ci" else 2, CITATION[name]
+    data = load_planetoid(name, setting.data_dir)
+    n_runs, options = 5 if setting.scale != "ci" else 2, CITATION[name]
     arrays: dict[str, Any] = {model: [] for model in POWERS}
     for number in range(n_runs):
         for model, powers in POWERS.items():
-            if scale == "ci" and model != "mixhop":
+            if setting.scale == "ci" and model != "mixhop":
                 continue
             widths = WIDTHS[name] if model == "mixhop" else {"hidden": (N_COLUMNS // len(powers),)}
-            random_state = Streams(seed).child(number).seed(model)
-            made = MixHopClassifier(powers=powers, device=device, random_state=random_state, **widths, **options)
+            random_state = setting.streams.child(number).seed(model)
+            made = MixHopClassifier(
+                powers=powers, device=setting.device, random_state=random_state, **widths, **options
+            )
             arrays[model].append(_accuracy(_fitted(made, data), data))
     arrays = {model: np.array(values) for model, values in arrays.items() if values}
-    return arrays, _summary(arrays), {"data": name, "n_runs": n_runs, **WIDTHS[name], **options}
-
-
-def _homophily(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
-    return _sweep(scale, seed, device)
+    return Found(arrays, _summary(arrays), {"data": name, "n_runs": n_runs, **WIDTHS[name], **options})
 
 
 @functools.lru_cache(maxsize=1)  # three claims read the same sweep
-def _sweep(scale: str, seed: int, device: str) -> Found:
-    levels = [0.0, 0.2, 0.5, 0.9] if scale == "ci" else [round(0.1 * i, 1) for i in range(10)]
-    n_graphs = 1 if scale == "ci" else 2
+def _homophily(setting: Setting) -> Found:
+    levels = [0.0, 0.2, 0.5, 0.9] if setting.scale == "ci" else [round(0.1 * i, 1) for i in range(10)]
+    n_graphs = 1 if setting.scale == "ci" else 2
     accuracy: dict[str, list] = {model: [] for model in POWERS}
     for level in levels:
-        graphs = [homophily_graph(level, random_state=Streams(seed).child(f"{level}-{i}")) for i in range(n_graphs)]
+        graphs = [homophily_graph(level, random_state=setting.streams.child(f"{level}-{i}")) for i in range(n_graphs)]
         for model, powers in POWERS.items():
             made = MixHopClassifier(
-                (N_COLUMNS // len(powers),), powers=powers, device=device, random_state=seed, **SYNTHETIC
+                (N_COLUMNS // len(powers),),
+                powers=powers,
+                device=setting.device,
+                random_state=setting.seed,
+                **SYNTHETIC,
             )
             accuracy[model].append(np.mean([_accuracy(_fitted(made, graph), graph) for graph in graphs]))
     arrays = {"homophily": np.array(levels), **{model: np.array(values) for model, values in accuracy.items()}}
@@ -137,15 +107,15 @@ def _sweep(scale: str, seed: int, device: str) -> Found:
     scalars |= {f"gain_at_{level}": gain[i] for i, level in enumerate(levels)}
     scalars["largest_difference"] = abs(gain[arrays["homophily"] >= 0.5]).max()
     scalars["smallest_gain_over_mlp"] = (arrays["mixhop"] - arrays["mlp"]).min()
-    return arrays, scalars, {"n_graphs": n_graphs, "n_columns": N_COLUMNS, **SYNTHETIC}
+    return Found(arrays, scalars, {"n_graphs": n_graphs, "n_columns": N_COLUMNS, **SYNTHETIC})
 
 
-def _architecture(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _architecture(setting: Setting) -> Found:
     """Compare the uniform network of 81 columns with the one that was pruned to 60 and trained anew."""
-    data, n_runs = load_planetoid("cora", data_dir), 3
+    data, n_runs = load_planetoid("cora", setting.data_dir), 3
     arrays: dict[str, Any] = {"learned": [], "uniform": [], "columns": []}
     for number in range(n_runs):
-        base = MixHopClassifier(device=device, random_state=Streams(seed).child(number).seed("cora"))
+        base = MixHopClassifier(device=setting.device, random_state=setting.streams.child(number).seed("cora"))
         found = _learned(data, base)
         uniform = _fitted(base, data)
         arrays["learned"].append(_accuracy(found.classifier, data))
@@ -156,27 +126,27 @@ def _architecture(scale: str, seed: int, data_dir: DataDir, device: str) -> Foun
     scalars["change"] = scalars["learned"] - scalars["uniform"]
     scalars["n_columns"] = arrays["columns"].sum(axis=(1, 2)).mean()
     scalars["n_columns_uniform"] = sum(sum(layer.values()) for layer in uniform.architecture_)
-    return arrays, scalars, {"n_runs": n_runs, "budget": N_COLUMNS, "lasso": LASSO}
+    return Found(arrays, scalars, {"n_runs": n_runs, "budget": N_COLUMNS, "lasso": LASSO})
 
 
-def _powers(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _powers(setting: Setting) -> Found:
     """Learn an architecture for each of several graphs."""
     graphs: dict[str, tuple[GraphData, Mapping[str, Any]]] = {
-        name: (load_planetoid(name, data_dir), {}) for name in CITATION
+        name: (load_planetoid(name, setting.data_dir), {}) for name in CITATION
     }
     for level in (0.0, 0.9):
-        made = homophily_graph(level, random_state=Streams(seed).child(str(level)))
+        made = homophily_graph(level, random_state=setting.streams.child(str(level)))
         graphs[f"homophily {level}"] = made, SYNTHETIC
     arrays = {}
     for name, (data, options) in graphs.items():
-        base = MixHopClassifier(device=device, random_state=seed, **options)
+        base = MixHopClassifier(device=setting.device, random_state=setting.seed, **options)
         arrays[name] = _shares(_learned(data, base))
     hidden = np.array([columns[0] / columns[0].sum() for columns in arrays.values()])
     distances = abs(hidden[:, None] - hidden[None]).sum(axis=2) / 2
     scalars = {
         f"{name}, power {p}": share for name, row in zip(graphs, hidden, strict=True) for p, share in enumerate(row)
     }
-    return arrays, {**scalars, "largest_difference": distances.max()}, {"budget": N_COLUMNS, "lasso": LASSO}
+    return Found(arrays, {**scalars, "largest_difference": distances.max()}, {"budget": N_COLUMNS, "lasso": LASSO})
 
 
 def _learned(data: GraphData, base: MixHopClassifier) -> LearnedArchitecture:
@@ -208,7 +178,7 @@ def _summary(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     return means | {f"{name}_sd": values.std(ddof=1) for name, values in arrays.items()}
 
 
-_CLAIMS: dict[str, Callable[[str, int, DataDir, str], Found]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "delta-operator": _delta,
     "cora-accuracy": functools.partial(_citation, "cora"),
     "citeseer-accuracy": functools.partial(_citation, "citeseer"),
@@ -218,6 +188,8 @@ _CLAIMS: dict[str, Callable[[str, int, DataDir, str], Found]] = {
     "learned-architecture": _architecture,
     "kept-powers": _powers,
 }
+STUDY = Study("graphs.mixhop", MEASUREMENTS, gpu=True)
+run = STUDY.run
 
 
 def figure(claim: str, result: Result) -> Figure:
