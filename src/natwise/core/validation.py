@@ -17,6 +17,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+NOT_NUMBERS = (bool, np.timedelta64)  # Python and NumPy count them among the integers
+
 
 def shorten(value: object, limit: int = 60) -> str:
     """Return `repr(value)` cut to `limit` characters, safe to put into a one-line message."""
@@ -32,7 +34,7 @@ def suggest(value: str, options: Iterable[str]) -> str:
 
 def check_integer(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Return `value` as an int within [minimum, maximum]; booleans and floats are refused."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if isinstance(value, NOT_NUMBERS) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {shorten(value)} ({type(value).__name__})")
     return int(_check_range(name, int(value), minimum, maximum, exclusive=False))
 
@@ -46,7 +48,7 @@ def check_real(
     exclusive: bool = False,
 ) -> float:
     """Return `value` as a finite float within [minimum, maximum], or strictly inside when `exclusive`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, NOT_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shorten(value)} ({type(value).__name__})")
     try:
         number = float(value)
