@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from natwise.audit import label_issues
 from natwise.audit.context import Context, Deadline
 from natwise.audit.judging import label_issue_score
 from natwise.audit.models import blend, make_folds
 from natwise.audit.network import linearise
+from natwise.audit.questions import label_issues
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.local import find

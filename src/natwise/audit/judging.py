@@ -14,7 +14,7 @@ NEIGHBOURS = 0.05  # of the rows: those of similar prediction, whose errors are 
 def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     r"""Return how strongly the out-of-fold probabilities contradict each label, between 0 and 1.
 
-    :math:`s = \\sqrt{a} / (\\sqrt{a} + p)`, with p the probability of the given label and a that of the best other
+    :math:`s = \sqrt{a} / (\sqrt{a} + p)`, with p the probability of the given label and a that of the best other
     one (both + 0.001). Between self-confidence (1 - p), which is best for human mistakes among similar classes, and
     the odds a / p, which are best for mistakes at random. Rows of a class with fewer than 5 rows cannot be judged and
     get 0.5.

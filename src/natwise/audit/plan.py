@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from natwise.audit import (
+from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.questions import (
     certificate,
     change_points,
     data_card,
@@ -21,7 +22,6 @@ from natwise.audit import (
     sample_information,
     shortcuts,
 )
-from natwise.audit.context import Context, Deadline, Unanswered
 from natwise.result import Result
 
 Answer = Callable[[Context, Deadline], Result]

@@ -8,8 +8,9 @@ import pytest
 
 import natwise
 from natwise import audit
-from natwise.audit import data_card, latent_factors, plan
+from natwise.audit import plan
 from natwise.audit.context import Context, Deadline
+from natwise.audit.questions import data_card, latent_factors
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table

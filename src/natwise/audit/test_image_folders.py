@@ -56,8 +56,8 @@ def test_a_test_folder_is_checked_for_overlap(tmp_path):
     copied = other / "dog" / "copy.png"
     copied.write_bytes((folder / "dog" / "0.png").read_bytes())
     table = load_table(folder, test=other)
-    from natwise.audit import data_card
     from natwise.audit.context import Deadline
+    from natwise.audit.questions import data_card
 
     card = data_card.answer(Context(table, encode(table.features, is_image=True), Streams(0)), Deadline(5))
     assert card.scalars["test_overlap"] == 1

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from natwise.audit import label_memory, network
+from natwise.audit import network
 from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.questions import label_memory
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from natwise.audit import certificate
 from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.questions import certificate
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table

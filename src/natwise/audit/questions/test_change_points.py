@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from natwise.audit import change_points, plan
+from natwise.audit import plan
 from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.questions import change_points
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table

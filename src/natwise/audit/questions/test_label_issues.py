@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from natwise.audit import judging, label_issues, models, planting
+from natwise.audit import judging, models, planting
 from natwise.audit.context import Context, Deadline
+from natwise.audit.questions import label_issues
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table
@@ -122,24 +123,25 @@ def test_plant_changes_what_it_says():
 
 
 def simulate(noise, overlap, seed, n=3000):
-    """Scores of wrong labels are drawn around 3, of right ones around `overlap`: noise and precision are known."""
+    """Scores of four planting runs: those of wrong labels are drawn around 3, of right ones around `overlap`."""
     rng = np.random.default_rng(seed)
     n_wrong = round(noise * n)
     background = np.concatenate([3 + rng.standard_normal(n_wrong), overlap + rng.standard_normal(n - n_wrong)])
-    planted = 3 + rng.standard_normal((4, 150))
-    cuts = np.array([20, 100, 400, 1000])
-    expected = planting.expect(n, planted, np.tile(background, (4, 1)), cuts, Streams(seed))
-    return expected, np.cumsum((np.arange(n) < n_wrong)[np.argsort(-background)])[cuts - 1] / cuts
+    return 3 + rng.standard_normal((4, 150)), np.tile(background, (4, 1))
 
 
 @pytest.mark.parametrize(("noise", "overlap"), [(0.0, 0.0), (0.05, 0.0), (0.2, 0.0), (0.1, 1.0)])
-def test_expectation_on_simulated_scores(noise, overlap):
-    runs = [simulate(noise, overlap, seed) for seed in range(10)]
-    estimates, lows, highs = np.array([expected.noise for expected, _ in runs]).T
-    assert noise - 0.02 <= estimates.mean() <= noise + (0.01 if overlap == 0 else 0.03)  # an upper limit by design
+def test_bound_of_simulated_noise(noise, overlap):
+    bounds = [planting.bound_noise(*simulate(noise, overlap, seed), Streams(seed)) for seed in range(10)]
+    estimates, lows, highs = np.transpose(bounds)
+    assert noise - 0.02 <= estimates.mean() <= noise + (0.01 if overlap == 0 else 0.03)
     assert (noise <= highs).sum() >= 7
     assert (lows <= noise).sum() >= (7 if overlap == 0 else 4)
-    difference = np.array([expected.precision[0] - known for expected, known in runs])
-    assert difference.mean(axis=0).min() >= -0.1
-    assert difference.mean(axis=0).max() <= (0.1 if noise and overlap == 0 else 0.2)
-    assert all((np.diff(expected.precision, axis=1) <= 1e-12).all() for expected, _ in runs)
+
+
+def test_recall_of_simulated_scores():
+    planted, background = simulate(0.1, 1.0, 0)
+    cuts = np.array([20, 100, 400, 1000])
+    cutoff = np.sort(background[0])[::-1][cuts - 1]
+    expected = [(planted >= value).mean() for value in cutoff]
+    np.testing.assert_allclose(planting.recall_at(cuts, 3000, planted, background), expected, atol=1e-12)

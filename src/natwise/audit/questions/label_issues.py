@@ -12,7 +12,7 @@ from natwise.audit.flips import expected_precision, fit_flips
 from natwise.audit.judging import plant_mistakes, score
 from natwise.audit.mixing import Planting, choose_weight, mean_aurocs, mix
 from natwise.audit.models import N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
-from natwise.audit.planting import Expectation, expect
+from natwise.audit.planting import bound_noise, recall_at
 from natwise.audit.swaps import fit_swaps
 from natwise.core.random import Streams
 from natwise.result import Result
@@ -24,6 +24,19 @@ MAX_TEXT = 240
 ENOUGH_CAUGHT = 0.5  # of planted mistakes
 ENOUGH_AUROC = 0.85  # of planted mistakes in numbers: errors that hide them look like mistakes themselves
 TOO_MUCH_NOISE = 0.5  # an estimate beyond says more about the model than about the labels
+
+
+@dataclass(frozen=True, eq=False)
+class _Expectation:
+    """What to expect of a ranking: share of wrong labels, precision and recall by cut, with 90 % intervals.
+
+    `noise` is (estimate, low, high); `precision` is (3, cuts) in the same order; `recall` (cuts,).
+    """
+
+    noise: np.ndarray
+    cuts: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,27 +117,28 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 def _expect(
     context: Context, fitted: _Fitted, order: np.ndarray, cuts: np.ndarray, streams: Streams
-) -> tuple[Expectation, float, dict[str, np.ndarray]]:
+) -> tuple[_Expectation, float, dict[str, np.ndarray]]:
     """Return what to expect of the ranking, the planted mistakes' bound on the noise, and arrays for every row.
 
     Noise and precision are those of `flips`, which allows for classes that overlap, or of `swaps`, which allows for
     numbers that cannot be predicted well; the array is each label's chance to be wrong.
     """
-    planted = expect(len(order), fitted.planted, fitted.background, cuts, streams)
+    bound = bound_noise(fitted.planted, fitted.background, streams)
+    recall = recall_at(cuts, len(order), fitted.planted, fitted.background)
     predictions, labels = fitted.predictions, context.labels
     if context.n_classes:
         flips = fit_flips(predictions, labels, streams)
         if fitted.caught < ENOUGH_CAUGHT:
-            flips = flips.up_to(planted.noise[2])
+            flips = flips.up_to(bound[2])
         noise, wrong = flips.noise, np.stack([flips.wrong(predictions, labels, which) for which in range(3)])
     else:
         swaps = fit_swaps(predictions[:, 0], labels, streams)
         noise, wrong = swaps.noise, swaps.wrong
-    expected = Expectation(noise, cuts, expected_precision(wrong, order, cuts), planted.recall)
-    return expected, planted.noise[0], {"wrong_probability": wrong[0]}
+    expected = _Expectation(noise, cuts, expected_precision(wrong, order, cuts), recall)
+    return expected, bound[0], {"wrong_probability": wrong[0]}
 
 
-def _cannot_tell(context: Context, fitted: _Fitted, expected: Expectation) -> bool:
+def _cannot_tell(context: Context, fitted: _Fitted, expected: _Expectation) -> bool:
     """Return whether the model knows too little of the labels: at chance, or of numbers too far from planted ones."""
     noise, low, high = expected.noise
     blind = not context.n_classes and fitted.aurocs[fitted.weight] < ENOUGH_AUROC
@@ -155,7 +169,7 @@ def _numbers(context: Context, fitted: _Fitted, streams: Streams) -> tuple[dict[
     }
 
 
-def _at(review: int, cuts: np.ndarray, expected: Expectation) -> dict[str, float]:
+def _at(review: int, cuts: np.ndarray, expected: _Expectation) -> dict[str, float]:
     """Return the expected precision at the cut, with its interval."""
     ends = ("", "_low", "_high")
     return {end: float(np.interp(review, cuts, row)) for end, row in zip(ends, expected.precision, strict=True)}
@@ -295,7 +309,7 @@ def _cuts(n: int) -> np.ndarray:
     return np.unique(np.geomspace(min(5, n // 2), n // 2, 40).round().astype(np.int64))
 
 
-def _review(expected: Expectation) -> int:
+def _review(expected: _Expectation) -> int:
     """Return the cut up to which every further row is more likely wrong than right, or 0."""
     gain = expected.cuts * (expected.precision[0] - 0.5)
     return int(expected.cuts[gain.argmax()]) if gain.max() > 0 else 0

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from natwise.audit import plan, shortcuts
+from natwise.audit import plan
 from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.questions import shortcuts
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table

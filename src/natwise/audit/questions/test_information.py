@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from natwise.audit import data_requirements, mixing, network, sample_information
+from natwise.audit import mixing, network
 from natwise.audit.context import Context, Deadline, Unanswered
+from natwise.audit.questions import data_requirements, sample_information
 from natwise.core.random import Streams
 from natwise.datasets.encoding import encode
 from natwise.datasets.tables import make_table
