@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -163,6 +164,9 @@ def compare(case: Case) -> list[str]:
 
 
 def main() -> None:
+    if find_spec("cleanlab") is None:
+        print("cleanlab is not here; the first lines of this file say how to install it beside natwise")
+        return
     wanted = sys.argv[1:]
     lines = ["| data | setting | method | AUROC | average precision | CPU s |", "|---|---|---|---|---|---|"]
     for load in cases():
