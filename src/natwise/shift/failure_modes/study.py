@@ -1,9 +1,13 @@
-"""Re-measure the claims: four drawn causes, heart disease by hospital, coloured digits with ERM and IRM."""
+"""Re-measure the claims: four drawn causes, heart disease by hospital, coloured digits with ERM and IRM.
+
+Every measurement finds arrays `parts`, `se` and `cumulative` (cases, 4) and `distinguishability` (cases, 3), and every
+case's numbers as scalars; the cases' names stand in params. The scale changes nothing here.
+"""
 
 from __future__ import annotations
 
 import functools
-import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +18,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from natwise.core.io import load_npz
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.shift.failure_modes import DomainGeneralizer, FailureModes
 from natwise.shift.failure_modes._plot import LABELS, stacked, steps
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "shift.failure_modes"
 HEART, MNIST = "tabular/heart_disease_4hospitals.npz", "images/mnist.npz"
 UNUSABLE = ("slope", "ca", "thal", "chol")  # missing, or all zero, in some hospitals
 HEART_REFERENCE = {  # e'_0 to e'_3 with scikit-learn's logistic regression in five folds
@@ -51,38 +53,6 @@ FULL_METHODS: dict[str, dict[str, Any]] = {
     "group_dro": {},
 }
 FULL_EPOCHS = (1, 3, 9, 27)  # the shorter trainings are beginnings of the longer
-DataDir = str | os.PathLike[str] | None
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
-
-
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-        "paper" uses all of MNIST.
-    seed : int
-        Seeds data, training and folds.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where networks are trained and probes fitted.
-
-    Returns
-    -------
-    Result
-        Arrays ``parts``, ``se`` and ``cumulative`` (cases, 4), ``distinguishability`` (cases, 3); the claim's
-        metric and every case's numbers as scalars; the cases' names in params.
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = _CLAIMS[claim](seed, data_dir, device)
-    return Result(
-        f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params={**params, "scale": scale}, provenance=record
-    )
 
 
 def _collect(found: dict[str, FailureModes], metrics: dict[str, float], params: dict[str, Any]) -> Found:
@@ -94,16 +64,16 @@ def _collect(found: dict[str, FailureModes], metrics: dict[str, float], params: 
         scalars |= {f"{case}_e{i}": part for i, part in enumerate(modes.parts_)}
         scalars |= {f"{case}_d{i}": part for i, part in enumerate(modes.distinguishability_)}
         scalars |= {f"{case}_majority_error": modes.majority_error_, f"{case}_e0_probe": modes.diagnostics_["e0_probe"]}
-    return arrays, scalars, {"cases": list(found), **params}
+    return Found(arrays, scalars, {"cases": list(found), **params})
 
 
-def _four_causes(seed: int, data_dir: DataDir, device: str) -> Found:
-    rng = Streams(seed).numpy("data")
+def _four_causes(setting: Setting) -> Found:
+    rng = setting.streams.numpy("data")
     found = {}
     for i, name in enumerate(CAUSES):
         X, y, X_id, y_id, X_new, y_new = _drawn(i, rng)
         head = LogisticRegression(C=0.01).fit(X, y)
-        modes = FailureModes(device=device, random_state=seed)
+        modes = FailureModes(device=setting.device, random_state=setting.seed)
         domain = np.arange(len(y)) % 2
         found[name] = modes.fit(X, y, domain, X_new, y_new, head.predict(X_id), y_id, head.predict(X_new))
     intended = [modes.parts_[i] for i, modes in enumerate(found.values())]
@@ -125,21 +95,22 @@ def _drawn(cause: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     return (*draw(800, False), *draw(400, False), *draw(400, True))
 
 
-def _heart(seed: int, data_dir: DataDir, device: str) -> Found:
-    data = load_npz(local.find(HEART, data_dir))
+def _heart(setting: Setting) -> Found:
+    data = load_npz(local.find(HEART, setting.data_dir))
     X = data["X"][:, ~np.isin(data["feature_names"], UNUSABLE)].astype(np.float64)
     y, domain = data["y"], data["domain"]
+    diagnose = functools.partial(FailureModes, device=setting.device, random_state=setting.seed)
     found, balanced = {}, {}
     for number, name in enumerate(data["domain_names"].tolist()):
         new = domain == number
         prepare = make_pipeline(SimpleImputer(strategy="mean"), StandardScaler()).fit(X[~new])
         Z, Z_new = prepare.transform(X[~new]), prepare.transform(X[new])
-        folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+        folds = StratifiedKFold(5, shuffle=True, random_state=setting.seed)
         guessed = cross_val_predict(LogisticRegression(), Z, y[~new], cv=folds)
         head = LogisticRegression().fit(Z, y[~new])
         given = (Z, y[~new], domain[~new], Z_new, y[new], guessed, y[~new], head.predict(Z_new))
-        found[name] = FailureModes(device=device, random_state=seed).fit(*given, test_domain=number)
-        balanced[name] = FailureModes(metric="balanced_error", distinguishability=False, random_state=seed).fit(*given)
+        found[name] = diagnose().fit(*given, test_domain=number)
+        balanced[name] = diagnose(metric="balanced_error", distinguishability=False).fit(*given)
     expected = np.array([HEART_REFERENCE[name] for name in found])
     differences = np.abs(np.array([modes.cumulative_ for modes in found.values()]) - expected)
     metrics = {"largest_deviation": differences.max()}
@@ -148,26 +119,26 @@ def _heart(seed: int, data_dir: DataDir, device: str) -> Found:
     return _collect(found, metrics, {"reference": HEART_REFERENCE, "left_out_features": UNUSABLE})
 
 
-def _mini_mnist(seed: int, data_dir: DataDir, device: str) -> Found:
-    return _mini_runs(str(local.find(MNIST, data_dir)), seed, device)
+def _mini_mnist(setting: Setting) -> Found:
+    local.find(MNIST, setting.data_dir)  # noted for every claim, also when another one has read it
+    return _mini_runs(setting)
 
 
 @functools.lru_cache(maxsize=1)  # two claims read the same runs
-def _mini_runs(path: str, seed: int, device: str) -> Found:
-    found, metrics, params = _coloured(path, MINI_METHODS, {"n_train": 1750, "n_id": 500}, seed, device)
+def _mini_runs(setting: Setting) -> Found:
+    found, metrics, params = _coloured(setting, MINI_METHODS, {"n_train": 1750, "n_id": 500})
     metrics |= _effect(found["erm"], found["irm"])
     metrics |= {f"{name}_long": value for name, value in _effect(found["erm_long"], found["irm"]).items()}
     return _collect(found, metrics, params)
 
 
-def _full_mnist(seed: int, data_dir: DataDir, device: str) -> Found:
+def _full_mnist(setting: Setting) -> Found:
     methods = {
         f"{name}_{max_epochs}": {"algorithm": name, "max_epochs": max_epochs, **options}
         for name, options in FULL_METHODS.items()
         for max_epochs in FULL_EPOCHS
     }
-    sizes = {"n_train": 12_000, "n_id": 3000}
-    found, metrics, params = _coloured(str(local.find(MNIST, data_dir)), methods, sizes, seed, device)
+    found, metrics, params = _coloured(setting, methods, {"n_train": 12_000, "n_id": 3000})
     last = FULL_EPOCHS[-1]
     return _collect(found, metrics | _effect(found[f"erm_{last}"], found[f"irm_{last}"]), params)
 
@@ -178,21 +149,21 @@ def _effect(erm: FailureModes, irm: FailureModes) -> dict[str, float]:
 
 
 def _coloured(
-    path: str, methods: dict[str, dict[str, Any]], sizes: dict[str, int], seed: int, device: str
+    setting: Setting, methods: dict[str, dict[str, Any]], sizes: dict[str, int]
 ) -> tuple[dict[str, FailureModes], dict[str, float], dict[str, Any]]:
     """Train every method on coloured digits; return the diagnoses, the accuracies on training rows, and the setting."""
     from torch import nn
 
-    streams = Streams(seed)
-    train, held, new = _colour_domains(path, sizes["n_train"], sizes["n_id"], streams)
+    data, streams = load_npz(local.find(MNIST, setting.data_dir)), setting.streams
+    train, held, new = _colour_domains(data, **sizes, rng=streams.numpy("colours"))
     common = {"selection": "last", "anneal_steps": 100, "batch_size": 1500}
     with streams.torch_global("featurizer"):
         featurizer = nn.Sequential(nn.Linear(392, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
     found, accuracies = {}, {}
     for name, options in methods.items():
-        chosen = {**common, **options, "featurizer": featurizer, "device": device}
+        chosen = {**common, **options, "featurizer": featurizer, "device": setting.device}
         model = DomainGeneralizer(**chosen, random_state=streams.child("training")).fit(*train)
-        found[name] = FailureModes(device=device, random_state=seed).fit(
+        found[name] = FailureModes(device=setting.device, random_state=setting.seed).fit(
             model.transform(train[0]),
             train[1],
             train[2],
@@ -207,9 +178,10 @@ def _coloured(
     return found, accuracies, {**sizes, **common, "methods": methods}
 
 
-def _colour_domains(path: str, n_train: int, n_id: int, streams: Streams) -> tuple[tuple[np.ndarray, ...], ...]:
+def _colour_domains(
+    data: Mapping[str, np.ndarray], n_train: int, n_id: int, rng: np.random.Generator
+) -> tuple[tuple[np.ndarray, ...], ...]:
     """Return (X, y, domain) of training, held-out and test rows: 14 x 14 pixels in one of two colour planes."""
-    data, rng = load_npz(path), streams.numpy("colours")
     rows = rng.permutation(len(data["y_train"]))[: len(FLIPS) * (n_train + n_id)]
     domain = np.arange(len(rows)) % len(FLIPS)
     label = (data["y_train"][rows] < 5) ^ (rng.random(len(rows)) < LABEL_NOISE)
@@ -222,13 +194,15 @@ def _colour_domains(path: str, n_train: int, n_id: int, streams: Streams) -> tup
     return tuple((X[chosen], y[chosen], domain[chosen]) for chosen in (~new & ~held, held, new))
 
 
-_CLAIMS = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "four-causes": _four_causes,
     "heart-hospitals": _heart,
     "irm-noninvariance": _mini_mnist,
     "irm-underfitting": _mini_mnist,
     "colored-mnist": _full_mnist,
 }
+STUDY = Study("shift.failure_modes", MEASUREMENTS, scales=("ci", "small", "paper"), gpu=True)
+run = STUDY.run
 
 
 def figure(claim: str, result: Result) -> Figure:

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from natwise.core.io import load_npz
+from natwise.core.random import Streams
 from natwise.shift import FailureModes
 from natwise.shift.failure_modes import _probe, study
 from natwise.shift.failure_modes._errors import PairedErrors
@@ -107,7 +108,7 @@ def test_decomposition_is_what_it_says():
     Z = np.concatenate([problem["Z_train"], problem["Z_test"]]).astype(np.float64)
     rank = Rows.of(Z, torch.device("cpu")).rank
     n, y_test = len(problem["Z_train"]), problem["y_test"]
-    streams = study.Streams(0)
+    streams = Streams(0)
     fold = stratified_folds(y_test, rank[n:], 5, streams.numpy("test folds"))
     alone, joint = np.zeros(len(y_test)), np.zeros(len(y_test))
     for f in range(5):

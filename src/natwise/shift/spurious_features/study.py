@@ -1,8 +1,13 @@
-"""Re-measure the claims of the card: erasers and heads on embeddings with a shortcut, and the split of known parts."""
+"""Re-measure the claims of the card: erasers and heads on embeddings with a shortcut, and the split of known parts.
+
+On the embeddings there is a row per method with `accuracy`, `worst_group_accuracy` and its 95 % interval
+`worst_group_low`, `worst_group_high` on the test set. The scale says how many methods are compared in
+``no-eraser-wins`` and how many synthetic tables ``split`` draws. Most methods draw nothing at random.
+"""
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +16,8 @@ import numpy as np
 from scipy.linalg import subspace_angles
 
 from natwise.core.io import load_npz
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.shift.spurious_features import (
     INLP,
     LEACE,
@@ -24,14 +27,12 @@ from natwise.shift.spurious_features import (
     LinearDisentangler,
     group_metrics,
 )
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "shift.spurious_features"
 DIGITBIRDS = "embeddings/digitbirds_embeddings.npz"
-DataDir = str | os.PathLike[str] | None
-Measured = tuple[dict[str, np.ndarray], dict[str, float], list[str], dict[str, Any]]
 
 # Accuracy and worst-group accuracy of an independent implementation on the same embeddings.
 REFERENCE = {
@@ -66,39 +67,6 @@ EVERYTHING = (*REFERENCE, *HEADS, *DISENTANGLED)
 N_SPLITS = {"ci": 3, "small": 20}
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None) -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small"}
-        How many methods are measured beside the claim's own, and how many synthetic tables are drawn.
-    seed : int
-        Seeds what is random; most methods are not.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-
-    Returns
-    -------
-    Result
-        The claim's metric and the baselines' as scalars. On the embeddings there is a row per method with `accuracy`,
-        `worst_group_accuracy` and its 95 % interval `worst_group_low`, `worst_group_high` on the test set.
-
-    Raises
-    ------
-    DataNotFoundError
-        If the embeddings are not there.
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    check_option("scale", scale, list(N_SPLITS))
-    with provenance(seed=seed) as record:
-        arrays, scalars, rows, params = _CLAIMS[claim](scale, seed, data_dir)
-    params = {"scale": scale, **params}
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, rows=rows, params=params, provenance=record)
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """Standardised training and test rows with class and attribute, and the counterfactual training rows."""
@@ -112,7 +80,7 @@ class Task:
     attribute_test: np.ndarray
 
     @classmethod
-    def digitbirds(cls, data_dir: DataDir) -> Task:
+    def digitbirds(cls, data_dir: str | None) -> Task:
         """Load the embeddings."""
         data = load_npz(local.find(DIGITBIRDS, data_dir))
         train = data["z_train"].astype(np.float64)
@@ -153,48 +121,44 @@ def _method(name: str, seed: int) -> tuple[Any, LastLayerRetrainer]:
     return None, head
 
 
-def _compare(names: Iterable[str], seed: int, data_dir: DataDir) -> tuple[dict[str, np.ndarray], list[str]]:
-    task, names = Task.digitbirds(data_dir), list(names)
-    found = [task.measure(name, seed) for name in names]
+def _compare(names: Iterable[str], setting: Setting) -> dict[str, np.ndarray]:
+    task = Task.digitbirds(setting.data_dir)
+    found = [task.measure(name, setting.seed) for name in names]
     keys = ("accuracy", "worst_group_accuracy", "worst_group_low", "worst_group_high")
-    return {key: np.array([result.scalars[key] for result in found]) for key in keys}, names
+    return {key: np.array([result.scalars[key] for result in found]) for key in keys}
 
 
-def _reference_table(scale: str, seed: int, data_dir: DataDir) -> Measured:
-    arrays, names = _compare(REFERENCE, seed, data_dir)
+def _reference_table(setting: Setting) -> Found:
+    arrays = _compare(REFERENCE, setting)
     measured = np.stack([arrays["accuracy"], arrays["worst_group_accuracy"]], axis=1)
-    off = np.abs(measured - np.array([REFERENCE[name] for name in names])).max(axis=1)
-    arrays["difference"] = off
-    return arrays, {"largest_difference": float(off.max()), "methods": len(names)}, names, {}
+    off = np.abs(measured - np.array(list(REFERENCE.values()))).max(axis=1)
+    scalars = {"largest_difference": off.max(), "methods": len(REFERENCE)}
+    return Found({**arrays, "difference": off}, scalars, rows=list(REFERENCE))
 
 
-def _of(names: tuple[str, ...], metric: str) -> Callable[[str, int, DataDir], Measured]:
-    """Return a study of a few methods; its metric is the worst-group accuracy of the first."""
-
-    def study(scale: str, seed: int, data_dir: DataDir) -> Measured:
-        arrays, rows = _compare(names, seed, data_dir)
-        scalars = {_key(name): float(value) for name, value in zip(rows, arrays["worst_group_accuracy"], strict=True)}
-        return arrays, {metric: float(arrays["worst_group_accuracy"][0]), **scalars}, rows, {}
-
-    return study
+def _few(names: tuple[str, ...], setting: Setting) -> Found:
+    """Compare a few methods; the metric is the worst-group accuracy of the first."""
+    arrays = _compare(names, setting)
+    worst = arrays["worst_group_accuracy"]
+    return Found(arrays, {"worst_group": worst[0], **_named(names, worst)}, rows=names)
 
 
-def _no_eraser_wins(scale: str, seed: int, data_dir: DataDir) -> Measured:
+def _no_eraser_wins(setting: Setting) -> Found:
     """Compare the reweighted head with the best eraser before an unweighted head, chosen on the test set."""
-    arrays, names = _compare(EVERYTHING if scale == "small" else REFERENCE, seed, data_dir)
+    names = tuple(EVERYTHING if setting.scale == "small" else REFERENCE)
+    arrays = _compare(names, setting)
     worst = dict(zip(names, arrays["worst_group_accuracy"], strict=True))
     reweighted = worst["reweighted head, C=0.1"]
     erasers = {name: value for name, value in worst.items() if "head" not in name and "reweighted" not in name}
     best = max(erasers, key=lambda name: erasers[name])
-    scalars = {"margin": float(reweighted - erasers[best]), "best_eraser": float(erasers[best])}
-    scalars |= {"reweighted_head": float(reweighted)} | {_key(name): float(value) for name, value in worst.items()}
-    return arrays, scalars, names, {"best_eraser": best}
+    scalars = {"margin": reweighted - erasers[best], "best_eraser": erasers[best], "reweighted_head": reweighted}
+    return Found(arrays, {**scalars, **_named(worst, worst.values())}, {"best_eraser": best}, names)
 
 
-def _split(scale: str, seed: int, data_dir: DataDir) -> Measured:
+def _split(setting: Setting) -> Found:
     """Mix independent core, spurious and other parts linearly and look for them."""
-    streams, angles = Streams(seed), []
-    for number in range(N_SPLITS[scale]):
+    streams, angles = setting.streams, []
+    for number in range(N_SPLITS[setting.scale]):
         rng = streams.numpy(number)
         y, site = rng.integers(2, size=(2, 10000))
         parts = 0.5 * rng.standard_normal((10000, 5))
@@ -207,55 +171,61 @@ def _split(scale: str, seed: int, data_dir: DataDir) -> Measured:
         truth = mixing[:, 1:2], np.eye(5)[:, :1]
         angles.append([np.degrees(subspace_angles(a, b)[0]) for a, b in zip((added, read), truth, strict=True)])
     found = np.array(angles)
-    scalars = {"largest_angle": float(found.max()), "mean_angle": float(found.mean())}
-    return {"spurious_angle": found[:, 0], "core_angle": found[:, 1]}, scalars, [], {"tables": len(found)}
+    arrays = {"spurious_angle": found[:, 0], "core_angle": found[:, 1]}
+    return Found(arrays, {"largest_angle": found.max(), "mean_angle": found.mean()}, {"tables": len(found)})
 
 
-def _key(name: str) -> str:
-    return name.replace(", ", " ").replace(" ", "_")
+def _named(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
+    return {name.replace(",", "").replace(" ", "_"): value for name, value in zip(names, values, strict=True)}
 
 
-_CLAIMS: dict[str, Callable[[str, int, DataDir], Measured]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "reference-table": _reference_table,
-    "naive-leace": _of(("LEACE naive", "plain head"), "worst_group"),
-    "balanced-leace": _of(("LEACE balanced", "LEACE naive", "plain head"), "worst_group"),
-    "axis-aligned": _of(("drop 32 of 64", "drop 16 of 64", "drop 8 of 64", "plain head"), "worst_group"),
-    "last-layer": _of(("reweighted head, C=0.1", "plain head, C=0.1", *HEADS), "worst_group"),
-    "disentangler": _of((*DISENTANGLED, "plain head"), "worst_group"),
+    "naive-leace": functools.partial(_few, ("LEACE naive", "plain head")),
+    "balanced-leace": functools.partial(_few, ("LEACE balanced", "LEACE naive", "plain head")),
+    "axis-aligned": functools.partial(_few, ("drop 32 of 64", "drop 16 of 64", "drop 8 of 64", "plain head")),
+    "last-layer": functools.partial(_few, ("reweighted head, C=0.1", "plain head, C=0.1", *HEADS)),
+    "disentangler": functools.partial(_few, (*DISENTANGLED, "plain head")),
     "no-eraser-wins": _no_eraser_wins,
     "split": _split,
 }
+STUDY = Study("shift.spurious_features", MEASUREMENTS)
+run = STUDY.run
 
 
 def figure(claim: str, result: Result) -> Figure:
     """Draw worst-group and overall accuracy per method, or the angles between found and true parts."""
     from matplotlib.figure import Figure
+
+    size = (5.5, 3.2) if claim == "split" else (7, 1.4 + 0.24 * len(result.rows))
+    drawing = Figure(figsize=size, layout="constrained")
+    (_draw_angles if claim == "split" else _draw_methods)(drawing.subplots(), result)
+    return drawing
+
+
+def _draw_angles(axes: Any, result: Result) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    if claim == "split":
-        drawing = Figure(figsize=(5.5, 3.2), layout="constrained")
-        axes = drawing.subplots()
-        for name, label in (("spurious_angle", "what the attribute adds"), ("core_angle", "what tells the class")):
-            axes.plot(np.arange(1, len(result.arrays[name]) + 1), result.arrays[name], "o", label=label)
-        axes.axhline(5, color="0.6", linestyle=":")
-        axes.set(xlabel="synthetic table", ylabel="angle to the truth (degrees)", ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-        return drawing
+    for name, label in (("spurious_angle", "what the attribute adds"), ("core_angle", "what tells the class")):
+        axes.plot(np.arange(1, len(result.arrays[name]) + 1), result.arrays[name], "o", label=label)
+    axes.axhline(5, color="0.6", linestyle=":")
+    axes.set(xlabel="synthetic table", ylabel="angle to the truth (degrees)", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+
+
+def _draw_methods(axes: Any, result: Result) -> None:
     order = np.argsort(result.arrays["worst_group_accuracy"])
     worst, low, high, overall = (
         result.arrays[name][order]
         for name in ("worst_group_accuracy", "worst_group_low", "worst_group_high", "accuracy")
     )
-    drawing = Figure(figsize=(7, 1.4 + 0.24 * len(order)), layout="constrained")
-    axes, places = drawing.subplots(), np.arange(len(order))
-    colors = ["C1" if "head" in result.rows[i] else "C0" for i in order]
-    axes.barh(places, worst, color=colors, alpha=0.7)
+    names, places = [str(result.rows[i]) for i in order], np.arange(len(order))
+    axes.barh(places, worst, color=["C1" if "head" in name else "C0" for name in names], alpha=0.7)
     axes.errorbar(worst, places, xerr=[worst - low, high - worst], fmt="none", color="0.3", capsize=2)
     axes.plot(overall, places, "k|", label="all test rows")
     axes.barh([0], [0], color="C1", alpha=0.7, label="worst group, head alone")
     axes.barh([0], [0], color="C0", alpha=0.7, label="worst group, after an eraser")
     axes.set(xlabel="accuracy (bars with 95 % interval)", xlim=(0, 1), ylim=(-0.7, len(order) - 0.3))
-    axes.set_yticks(places, [str(result.rows[i]) for i in order])
+    axes.set_yticks(places, names)
     axes.legend(loc="lower right", fontsize="small")
-    return drawing
