@@ -1,19 +1,21 @@
-"""Re-measure the claims on in-context learners: what balanced queries, group tokens and permutation each do."""
+"""Re-measure the claims on in-context learners: what balanced queries, group tokens and permutation each do.
+
+Every measurement finds, for every learner and baseline, the accuracy on queries and in the worst group, also after
+exchanging labels (``_flipped``: labels and attributes; ``_relabelled``: labels alone), and the learners' losses. The
+scale is the size of the model, the length of its training and of its contexts; ``paper`` is meant for a GPU.
+"""
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from natwise.core.io import load_npz
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.shift.in_context import (
     CategoryPairSampler,
     SingleTaskSampler,
@@ -26,14 +28,12 @@ from natwise.shift.in_context import (
 )
 from natwise.shift.in_context._baselines import METHODS
 from natwise.shift.in_context._tasks import Sampler
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "shift.in_context"
 DIGITBIRDS, OMNIGLOT = "embeddings/digitbirds_embeddings.npz", "images/omniglot_small1_28.npz"
-DataDir = str | os.PathLike[str] | None
-Scalars = dict[str, float]
 
 # What differs between learners. Naive: queries from the context, which hold the shortcut, and no group tokens.
 NAIVE: dict[str, Any] = {"queries": "context", "permute": False}
@@ -47,10 +47,10 @@ SINGLE = {"naive": NAIVE, "permuted": PERMUTED, "exchanged": EXCHANGED}
 PAIRS = {"naive": NAIVE, "both": BOTH}
 
 N_TEST_TASKS = 1000
-_SMALL_MODEL = {"n_layer": 2, "d_model": 32, "n_head": 4, "construction": "compact", "batch_size": 64}
-_MODELS: dict[str, dict[str, Any]] = {
-    "ci": {**_SMALL_MODEL, "n_steps": 300, "learning_rate": 8e-3, "warmup_steps": 40},
-    "small": {**_SMALL_MODEL, "n_steps": 1000, "learning_rate": 5e-3, "warmup_steps": 100},
+SMALL_MODEL = {"n_layer": 2, "d_model": 32, "n_head": 4, "construction": "compact", "batch_size": 64}
+MODELS: dict[str, dict[str, Any]] = {
+    "ci": {**SMALL_MODEL, "n_steps": 300, "learning_rate": 8e-3, "warmup_steps": 40},
+    "small": {**SMALL_MODEL, "n_steps": 1000, "learning_rate": 5e-3, "warmup_steps": 100},
     "paper": {
         "n_layer": 6,
         "d_model": 256,
@@ -65,168 +65,124 @@ _MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-        Size of the model and length of the training; ``paper`` is meant for a GPU and for local data.
-    seed : int
-        Seeds tasks, weights and training.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where to train, and where samplers keep their data.
-
-    Returns
-    -------
-    Result
-        The claim's metric, and for every learner and baseline the accuracy on queries, also after exchanging the
-        labels (``_flipped``: labels and attributes; ``_relabelled``: labels alone).
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    measure, metrics, scales = _CLAIMS[claim]
-    check_option("scale", scale, scales)
-    with provenance(seed=seed, device=device) as record:
-        scalars, losses, params = measure(scale, seed, str(data_dir) if data_dir else None, device)
-        found = {**scalars, **metrics(scalars)}
-    arrays = {f"loss_{name}": np.array(values) for name, values in losses.items()}
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=found, params=params, provenance=record)
-
-
-# what is measured
-
-
-@functools.lru_cache(maxsize=1)
-def _synthetic(scale: str, seed: int, data_dir: str | None, device: str) -> tuple[Scalars, dict, dict]:
+@functools.lru_cache(maxsize=1)  # three claims read the same learners
+def _synthetic(setting: Setting) -> Found:
     """Train four learners on Gaussian tasks, and test them on the same new ones, drawn with balanced queries."""
-    sampler = SyntheticSampler(n_context=16, device=device)
-    return _compare(SYNTHETIC, sampler, sampler, scale, Streams(seed).child("synthetic"), device)
+    sampler = SyntheticSampler(n_context=16, device=setting.device)
+    found = _compare(SYNTHETIC, sampler, sampler, setting, "synthetic")
+    metrics = {
+        "worst_group_gain": _worst(found, "both") - _worst(found, "naive", "groups", "balanced"),
+        "gain_over_baselines": _worst(found, "both") - _worst(found, *METHODS),
+        "change_by_flip": abs(found.scalars["both_flipped_accuracy"] - found.scalars["both_accuracy"]),
+    }
+    return found._replace(scalars={**found.scalars, **metrics})
 
 
-@functools.lru_cache(maxsize=1)
-def _single(scale: str, seed: int, data_dir: str | None, device: str) -> tuple[Scalars, dict, dict]:
+@functools.lru_cache(maxsize=1)  # two claims read the same learners
+def _single(setting: Setting) -> Found:
     """Train on one Gaussian task of 16 features: one true and one spurious direction, the same in all contexts."""
-    streams = Streams(seed).child("single-task")
-    task = SyntheticSampler(16, n_context=4000, minority=0.5)(1, streams.numpy("task"))
+    rng = setting.streams.child("single-task").numpy("task")
+    task = SyntheticSampler(16, n_context=4000, minority=0.5)(1, rng)
     X, y, attribute = (task[name][0] for name in ("X", "y", "attribute"))
     half = len(X) // 2
     sampler, test = (
-        SingleTaskSampler(X[rows], y[rows], attribute[rows], n_context=16, device=device)
+        SingleTaskSampler(X[rows], y[rows], attribute[rows], n_context=16, device=setting.device)
         for rows in (slice(half), slice(half, None))
     )
-    return _compare(SINGLE, sampler, test, scale, streams, device)
+    return _compare(SINGLE, sampler, test, setting, "single-task")
 
 
-@functools.lru_cache(maxsize=1)
-def _digitbirds(scale: str, seed: int, data_dir: str | None, device: str) -> tuple[Scalars, dict, dict]:
+def _digitbirds(setting: Setting) -> Found:
+    local.find(DIGITBIRDS, setting.data_dir)  # noted for every claim, also when another one has read it
+    return _embeddings(setting)
+
+
+@functools.lru_cache(maxsize=1)  # two claims read the same learners
+def _embeddings(setting: Setting) -> Found:
     """Train on the training embeddings; test with contexts from them and queries from the test embeddings."""
-    data = load_npz(local.find(DIGITBIRDS, data_dir))
+    data = load_npz(local.find(DIGITBIRDS, setting.data_dir))
     mean, std = data["z_train"].astype(float).mean(axis=0), data["z_train"].astype(float).std(axis=0)
     train, test = (
         ((data[f"z_{part}"] - mean) / std, data[f"y_{part}"], data[f"c_{part}"]) for part in ("train", "test")
     )
-    n_context = 64 if scale == "paper" else 16
-    sampler = SingleTaskSampler(*train, n_context=n_context, device=device)
-    asked = SingleTaskSampler(*train, n_context=n_context, query_data=test, device=device)
-    return _compare(SINGLE, sampler, asked, scale, Streams(seed).child("digitbirds"), device)
+    n_context = 64 if setting.scale == "paper" else 16
+    sampler = SingleTaskSampler(*train, n_context=n_context, device=setting.device)
+    asked = SingleTaskSampler(*train, n_context=n_context, query_data=test, device=setting.device)
+    return _compare(SINGLE, sampler, asked, setting, "digitbirds")
 
 
-@functools.lru_cache(maxsize=1)
-def _omniglot(scale: str, seed: int, data_dir: str | None, device: str) -> tuple[Scalars, dict, dict]:
+def _omniglot(setting: Setting) -> Found:
     """Train on pairs of 100 characters with a random spurious vector each; test on pairs of 36 others."""
-    data, streams = load_npz(local.find(OMNIGLOT, data_dir)), Streams(seed).child("omniglot")
+    data = load_npz(local.find(OMNIGLOT, setting.data_dir))
+    rng = setting.streams.child("omniglot").numpy("characters")
     kinds, category = np.unique(np.stack([data["alphabet"], data["character"]], axis=1), axis=0, return_inverse=True)
-    known = np.isin(category.ravel(), streams.numpy("characters").permutation(len(kinds))[:100])
+    known = np.isin(category.ravel(), rng.permutation(len(kinds))[:100])
     images = data["images"].reshape(len(known), -1) / 255.0
     centred = images - images[known].mean(axis=0)
     components = np.linalg.svd(centred[known], full_matrices=False)[2][:64]
     codes = centred @ components.T
-    n_context = 32 if scale == "paper" else 16
+    n_context = 32 if setting.scale == "paper" else 16
     sampler, test = (
         SpuriousVectorSampler(
-            CategoryPairSampler(codes[rows], category.ravel()[rows], n_context=n_context, device=device)
+            CategoryPairSampler(codes[rows], category.ravel()[rows], n_context=n_context, device=setting.device)
         )
         for rows in (known, ~known)
     )
-    return _compare(PAIRS, sampler, test, scale, streams, device)
+    found = _compare(PAIRS, sampler, test, setting, "omniglot")
+    gain = _worst(found, "both") - _worst(found, *METHODS)
+    return found._replace(scalars={**found.scalars, "gain_over_baselines": gain})
 
 
 def _compare(
-    learners: Mapping[str, Mapping[str, Any]],
-    sampler: Sampler,
-    test: Sampler,
-    scale: str,
-    streams: Streams,
-    device: str,
-) -> tuple[Scalars, dict[str, tuple[float, ...]], dict[str, Any]]:
+    learners: Mapping[str, Mapping[str, Any]], sampler: Sampler, test: Sampler, setting: Setting, stream: str
+) -> Found:
     """Train every learner, and measure it and the baselines on the same tasks of `test`."""
+    streams = setting.streams.child(stream)
     tasks = test(N_TEST_TASKS, streams.numpy("test"))
-    scalars: Scalars = {}
-    losses = {}
+    common = {**MODELS[setting.scale], "device": setting.device}
+    losses: dict[str, np.ndarray] = {}
+    scalars: dict[str, float] = {}
     for name, options in learners.items():
-        learner = SpuriousInContextLearner(
-            **_MODELS[scale], **options, device=device, random_state=streams.seed("learner")
-        ).meta_fit(sampler)
-        losses[name] = learner.history_.losses
+        learner = SpuriousInContextLearner(**common, **options, random_state=streams.seed("learner"))
+        losses[f"loss_{name}"] = np.array(learner.meta_fit(sampler).history_.losses)
         asked = {"": tasks, "_flipped": flip_labels(tasks), "_relabelled": flip_labels(tasks, attribute=False)}
         for change, changed in asked.items():
             scalars |= _named(f"{name}{change}", learner.predict_tasks(changed), changed)
     for method in METHODS:
-        context = (tasks[name] for name in ("X", "y", "X_query", "attribute"))
-        scalars |= _named(method, context_baseline(*context, method=method, device=device), tasks)
+        context = (tasks[part] for part in ("X", "y", "X_query", "attribute"))
+        scalars |= _named(method, context_baseline(*context, method=method, device=setting.device), tasks)
     shape = {"n_context": tasks["X"].shape[1], "n_features": tasks["X"].shape[2], "n_test_tasks": len(tasks["X"])}
-    return scalars, losses, {**_MODELS[scale], **shape, "learners": {k: dict(v) for k, v in learners.items()}}
+    return Found(losses, scalars, {**MODELS[setting.scale], **shape, "learners": learners})
 
 
-def _named(name: str, scores: np.ndarray, tasks: Mapping[str, Any]) -> Scalars:
+def _named(name: str, scores: np.ndarray, tasks: Mapping[str, Any]) -> dict[str, float]:
     found = in_context_metrics(scores, tasks)
     return {f"{name}_{metric}": found[metric] for metric in ("accuracy", "worst_group_accuracy")}
 
 
-# the metrics of the claims
+def _worst(found: Found, *names: str) -> float:
+    """Return the best of the named worst-group accuracies."""
+    return max(found.scalars[f"{name}_worst_group_accuracy"] for name in names)
 
 
-def _worst(scalars: Scalars, *names: str) -> float:
-    return max(scalars[f"{name}_worst_group_accuracy"] for name in names)
-
-
-def _over_ablations(scalars: Scalars) -> Scalars:
-    return {"worst_group_gain": _worst(scalars, "both") - _worst(scalars, "naive", "groups", "balanced")}
-
-
-def _over_baselines(scalars: Scalars, learner: str = "both") -> Scalars:
-    return {"gain_over_baselines": _worst(scalars, learner) - _worst(scalars, *METHODS)}
-
-
-def _flip_change(scalars: Scalars) -> Scalars:
-    return {"change_by_flip": abs(scalars["both_flipped_accuracy"] - scalars["both_accuracy"])}
-
-
-def _nothing_more(scalars: Scalars) -> Scalars:
-    return {}
-
-
-_CLAIMS: dict[str, tuple[Callable[..., Any], Callable[[Scalars], Scalars], tuple[str, ...]]] = {
-    "synthetic-balanced-and-groups": (_synthetic, _over_ablations, ("ci", "small")),
-    "synthetic-flip": (_synthetic, _flip_change, ("ci", "small")),
-    "synthetic-baselines": (_synthetic, _over_baselines, ("small",)),
-    "single-task-in-weights": (_single, _nothing_more, ("ci", "small")),
-    "single-task-remedy": (_single, _nothing_more, ("ci", "small")),
-    "digitbirds-in-weights": (_digitbirds, _nothing_more, ("small", "paper")),
-    "digitbirds-remedy": (_digitbirds, _nothing_more, ("small", "paper")),
-    "omniglot-pairs": (_omniglot, _over_baselines, ("small", "paper")),
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
+    "synthetic-balanced-and-groups": _synthetic,
+    "synthetic-flip": _synthetic,
+    "synthetic-baselines": _synthetic,
+    "single-task-in-weights": _single,
+    "single-task-remedy": _single,
+    "digitbirds-in-weights": _digitbirds,
+    "digitbirds-remedy": _digitbirds,
+    "omniglot-pairs": _omniglot,
 }
+STUDY = Study("shift.in_context", MEASUREMENTS, scales=("ci", "small", "paper"), gpu=True)
+run = STUDY.run
 
 
 def figure(claim: str, result: Result) -> Figure:
     """Draw accuracies of learners and baselines, and the learners' losses."""
     from matplotlib.figure import Figure
 
-    check_option("claim", claim, list(_CLAIMS))
     drawing = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = drawing.subplots(1, 2, width_ratios=[1.5, 1])
     _draw_accuracies(left, result)

@@ -15,11 +15,11 @@ FILES = {"digitbirds": study.DIGITBIRDS, "omniglot": study.OMNIGLOT}
 def short(monkeypatch):
     """Shorten every training and test, and forget its results afterwards."""
     monkeypatch.setattr(study, "N_TEST_TASKS", 20)
-    for scale, model in list(study._MODELS.items()):
+    for scale, model in list(study.MODELS.items()):
         quick = {"n_layer": 1, "d_model": 8, "n_head": 2, "n_steps": 2, "batch_size": 4, "mixed_precision": "no"}
-        monkeypatch.setitem(study._MODELS, scale, {**model, **quick})
+        monkeypatch.setitem(study.MODELS, scale, {**model, **quick})
     yield
-    for measure in (study._synthetic, study._single, study._digitbirds, study._omniglot):
+    for measure in (study._synthetic, study._single, study._embeddings):
         measure.cache_clear()
 
 
@@ -41,8 +41,7 @@ def test_every_claim_is_measured(claim, short, local_data):
 def test_refuses_what_cannot_be_run():
     for options, message in (
         ({"claim": "nothing", "scale": "ci"}, "claim must be one of"),
-        ({"claim": "synthetic-flip", "scale": "paper"}, "scale must be one of 'ci', 'small'"),
-        ({"claim": "omniglot-pairs", "scale": "ci"}, "scale must be one of 'small', 'paper'"),
+        ({"claim": "synthetic-flip", "scale": "large"}, "scale must be one of 'ci', 'small', 'paper'"),
     ):
         with pytest.raises(ValueError, match=message):
             study.run(**options, seed=0)
