@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ import torch
 
 from natwise.core.random import Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_option
+from natwise.datasets import local
 from natwise.datasets.language import N_BYTES, draw_windows, load_corpus, windows
+from natwise.lm._study import byte_sizes
 from natwise.lm.mixture_of_recursions._accounting import count_flops, kv_cache_bytes
 from natwise.lm.mixture_of_recursions._serving import WAYS, serving_benchmark
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "lm.mixture_of_recursions"
-Found = tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]
 COLOURS = {"vanilla": "#777777", "recursive": "#d55e00", "mor": "#0072b2", "mor_causal": "#56b4e9"}
 BUDGET, TOKENS_PER_STEP, LONG = 16.5e18, 1024 * 2048, 2048
 OFFICIAL_STEPS = {  # (recursions, layers, shared keys and values) -> steps in the published configurations
@@ -37,7 +36,7 @@ OFFICIAL_STEPS = {  # (recursions, layers, shared keys and values) -> steps in t
 
 
 @dataclass(frozen=True)
-class Setting:
+class Sizes:
     """Sizes of the networks and of their training; `steps` are those of the plain recursive network."""
 
     corpus: str
@@ -51,56 +50,21 @@ class Setting:
 
 
 SHAKESPEARE = "text/tinyshakespeare.txt"
-SETTINGS = {
-    "ci": Setting(SHAKESPEARE, 48, 4, 8, 64, 8, 90, 64),
-    "small": Setting(SHAKESPEARE, 64, 4, 8, 128, 12, 220, 128),
-    "paper": Setting("text/war_and_peace_first_two_thirds.txt", 512, 8, 14, 1024, 32, 1500, 64),
+SIZES = {
+    "ci": Sizes(SHAKESPEARE, 48, 4, 8, 64, 8, 90, 64),
+    "small": Sizes(SHAKESPEARE, 64, 4, 8, 128, 12, 220, 128),
+    "paper": Sizes("text/war_and_peace_first_two_thirds.txt", 512, 8, 14, 1024, 32, 1500, 64),
 }
 SERVING = {
     "ci": {"n_requests": 32, "new_tokens": 12, "repeats": 5},
     "small": {"n_requests": 64, "new_tokens": 16, "repeats": 5},
     "paper": {"n_requests": 2048, "new_tokens": 32, "repeats": 5, "n_slots": 256},
 }
+STEP_TIME = {"ci": (96, 11, 3, 2), "small": (192, 11, 5, 4), "paper": (512, 14, 20, 32)}  # width, layers, rounds, batch
 WIDE = {  # a block as in Gemma, which needs a GPU; the vocabulary is of bytes: the paper too leaves out the head's time
     "hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 8, "num_key_value_heads": 1,
     "head_dim": 256, "num_hidden_layers": 18, "num_recursions": 2,
 }  # fmt: skip
-
-
-def run(
-    claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
-) -> Result:
-    """Measure one claim of the card; the scalars hold its metric and what every baseline reaches.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-    seed : int
-        Seeds weights, order of the data, and requests.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where networks run.
-    """
-    check_option("claim", claim, list(STUDIES))
-    check_option("scale", scale, list(SETTINGS))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = STUDIES[claim](scale, seed, data_dir, device)
-    params = {"scale": scale, **params}
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    from matplotlib.figure import Figure
-
-    check_option("claim", claim, list(STUDIES))
-    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = canvas.add_subplot()
-    DRAWINGS[claim](axes, result)
-    return canvas
 
 
 def _published_sizes(recursions: int, layers: int, shared: bool) -> Any:
@@ -114,7 +78,7 @@ def _published_sizes(recursions: int, layers: int, shared: bool) -> Any:
     )  # fmt: skip
 
 
-def _flops(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+def _flops(setting: Setting) -> Found:
     """Compare operations with the steps that the published configurations took for one budget."""
     from natwise.lm.mixture_of_recursions import MoRForCausalLM
 
@@ -136,48 +100,49 @@ def _flops(scale: str, seed: int, data_dir: Any, device: str) -> Found:
         "cache_mor3_over_vanilla": memory[2] / memory[0],
         "cache_shared_over_vanilla": memory[4] / memory[0],
     }
-    return arrays, scalars, {"sequence_length": LONG}
+    return Found(arrays, scalars, {"sequence_length": LONG})
 
 
-def _calls(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+def _calls(setting: Setting) -> Found:
     """Count the calls of a tiny network: they depend on the queue alone."""
-    lab = _Lab(Setting("", 32, 2, 8, 64, 0, 0, 0), None, seed, device)
-    sizes = {"n_slots": 8, "n_requests": 48, "new_tokens": 12, "repeats": 1}
-    found = serving_benchmark(lab.network("mor"), device=device, random_state=seed, **sizes)
+    network = _network("mor", Sizes("", 32, 2, 8, 64, 0, 0, 0), setting)
+    serving = {"n_slots": 8, "n_requests": 48, "new_tokens": 12, "repeats": 1}
+    found = serving_benchmark(network, device=setting.device, random_state=setting.seed, **serving)
     share = found.scalars["calls_ratio"] / found.scalars["calls_limit"]
-    return dict(found.arrays), {**found.scalars, "share_of_limit": share}, dict(found.params)
+    return Found(found.arrays, {**found.scalars, "share_of_limit": share}, found.params)
 
 
-def _serving(scale: str, seed: int, data_dir: Any, device: str) -> Found:
-    model = _wide_network(seed, device) if scale == "paper" else None
-    found = serving_benchmark(model, device=device, random_state=seed, **SERVING[scale])
-    return dict(found.arrays), dict(found.scalars), dict(found.params)
+def _serving(setting: Setting) -> Found:
+    model = _wide_network(setting) if setting.scale == "paper" else None
+    options = SERVING[setting.scale]
+    found = serving_benchmark(model, device=setting.device, random_state=setting.seed, **options)
+    return Found(found.arrays, found.scalars, found.params)
 
 
-def _wide_network(seed: int, device: str) -> Any:
+def _wide_network(setting: Setting) -> Any:
     """Return a network with random weights, made where it is to run."""
     from natwise.lm.mixture_of_recursions import MoRConfig, MoRForCausalLM
 
     config = MoRConfig(**WIDE, vocab_size=N_BYTES, sharing="cycle", max_position_embeddings=512)
-    with torch.device(device), Streams.of(seed).torch_global("weights", device):
-        return MoRForCausalLM(config).to(torch.float32 if device == "cpu" else torch.bfloat16)
+    with torch.device(setting.device), setting.streams.torch_global("weights", setting.device):
+        return MoRForCausalLM(config).to(torch.float32 if setting.device == "cpu" else torch.bfloat16)
 
 
-def _step_time(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+def _step_time(setting: Setting) -> Found:
     """Time training steps of equal batches, in turn."""
-    width, layers, rounds, batch = {"ci": (96, 11, 3, 2), "small": (192, 11, 5, 4), "paper": (512, 14, 20, 32)}[scale]
-    setting = Setting("", width, width // 32, layers, 512, batch, 0, 0)
-    lab = _Lab(setting, None, seed, device)
-    models = {name: lab.network(name).train() for name in ("vanilla", "mor")}
-    ids = torch.from_numpy(lab.streams.numpy("ids").integers(N_BYTES, size=(batch, 512))).to(device)
+    width, layers, rounds, batch = STEP_TIME[setting.scale]
+    sizes = Sizes("", width, width // 32, layers, 512, batch, 0, 0)
+    models = {name: _network(name, sizes, setting).train() for name in ("vanilla", "mor")}
+    ids = torch.from_numpy(_streams(setting).numpy("ids").integers(N_BYTES, size=(batch, 512))).to(setting.device)
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    clock = time.process_time if device == "cpu" else time.perf_counter  # the processor's time: others may run too
+    on_cpu = setting.device == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter  # the processor's time: others may run too
     for turn in range(rounds + 1):
         for name, model in models.items():
             model.zero_grad()
             begin = clock()
             model(input_ids=ids, labels=ids).loss.backward()
-            if device != "cpu":
+            if not on_cpu:
                 torch.cuda.synchronize()
             if turn:  # the first one warms up
                 seconds[name].append(clock() - begin)
@@ -185,103 +150,67 @@ def _step_time(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     ratio = float(np.median(arrays["mor"] / arrays["vanilla"]))
     flops = count_flops(models["mor"], 512) / count_flops(models["vanilla"], 512)
     medians = {f"{name}_seconds": float(np.median(values)) for name, values in arrays.items()}
-    return arrays, {"step_time_ratio": ratio, "flops_ratio": flops, **medians}, {"width": width, "layers": layers}
+    scalars = {"step_time_ratio": ratio, "flops_ratio": flops, **medians}
+    return Found(arrays, scalars, {"width": width, "layers": layers})
 
 
-def _quality(scale: str, seed: int, data_dir: Any, device: str) -> Found:
-    return _compare(scale, seed, None if data_dir is None else os.fspath(data_dir), device)
+def _quality(setting: Setting) -> Found:
+    """Return what `_compare` found; every claim that reads it notes the same text."""
+    local.find(SIZES[setting.scale].corpus, setting.data_dir)
+    return _compare(setting)
 
 
-@functools.lru_cache(maxsize=8)
-def _compare(scale: str, seed: int, data_dir: str | None, device: str) -> Found:
+@functools.lru_cache(maxsize=1)
+def _compare(setting: Setting) -> Found:
     """Train the networks of one seed with equal operations; two claims read the same runs."""
-    setting = SETTINGS[scale]
-    lab = _Lab(setting, load_corpus(setting.corpus, data_dir), seed, device)
+    from natwise.lm.mixture_of_recursions import router_diagnostics
+
+    sizes = SIZES[setting.scale]
+    corpus = load_corpus(sizes.corpus, setting.data_dir)
+    held_out = _spread_windows(corpus.validation, sizes).to(setting.device)
+    models = {name: _network(name, sizes, setting) for name in ("vanilla", "recursive", "mor")}
+    flops = {name: count_flops(model, sizes.context) for name, model in models.items()}
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, float] = {}
-    flops = {name: count_flops(lab.network(name), setting.context) for name in ("vanilla", "recursive", "mor")}
-    for name, cost in flops.items():
-        steps = round(setting.steps * flops["recursive"] / cost)
-        model, curve = lab.train(name, steps)
-        arrays[f"loss_{name}"] = curve
+    for name, model in models.items():
+        steps = round(sizes.steps * flops["recursive"] / flops[name])
+        arrays[f"loss_{name}"] = _train(model, corpus.train, steps, sizes, setting)
         scalars[f"{name}_steps"] = float(steps)
         if name != "mor":
-            scalars[f"{name}_loss"] = lab.loss(model)
-    scalars |= {"mor_loss": lab.loss(model, selection="top_k"), "mor_causal_loss": lab.loss(model, selection="causal")}
-    health = lab.health(model)
+            scalars[f"{name}_loss"] = _loss(model, held_out)
+    scalars["mor_loss"] = _loss(models["mor"], held_out, selection="top_k")
+    scalars["mor_causal_loss"] = _loss(models["mor"], held_out, selection="causal")
+    health = router_diagnostics(models["mor"], held_out.split(32))
     arrays["active"] = health.arrays["active"]
     scalars |= {name: health.scalars[name] for name in ("sampling_accuracy", "dead")}
     scalars["recursive_minus_mor"] = scalars["recursive_loss"] - scalars["mor_causal_loss"]
     scalars["vanilla_minus_mor"] = scalars["vanilla_loss"] - scalars["mor_causal_loss"]
     scalars["causal_gap"] = abs(scalars["mor_causal_loss"] - scalars["mor_loss"])
     scalars["mor_over_recursive_flops"] = flops["mor"] / flops["recursive"]
-    return arrays, scalars, {"width": setting.width, "context": setting.context, "batch_size": setting.batch_size}
+    params = {"width": sizes.width, "context": sizes.context, "batch_size": sizes.batch_size}
+    return Found(arrays, scalars, params)
 
 
-class _Lab:
-    """Networks, data and training runs of one seed."""
+def _network(name: str, sizes: Sizes, setting: Setting) -> Any:
+    """Return a fresh network: unrolled layers of their own, shared ones, or shared and routed ones."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def __init__(self, setting: Setting, corpus: Any, seed: int, device: str):
-        self.setting, self.corpus, self.device = setting, corpus, device
-        self.streams = Streams.of(seed).child("mixture_of_recursions")
+    from natwise.lm.mixture_of_recursions import MoRConfig, MoRForCausalLM
 
-    def network(self, name: str) -> Any:
-        """Return a fresh network: unrolled layers of their own, shared ones, or shared and routed ones."""
-        from transformers import LlamaConfig, LlamaForCausalLM
+    positions = max(sizes.context, 512)
+    fields = byte_sizes(sizes.width, sizes.layers, sizes.heads, positions, tie_word_embeddings=False)
+    with _streams(setting).torch_global("weights"):
+        if name == "mor":
+            model: Any = MoRForCausalLM(MoRConfig(**fields, num_recursions=3, sampling_coef=0.016))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**fields))
+    if name == "recursive":
+        _share(model.model.layers, 3)
+    return model.to(setting.device)
 
-        from natwise.lm.mixture_of_recursions import MoRConfig, MoRForCausalLM
 
-        one = self.setting
-        sizes: dict[str, Any] = {
-            "vocab_size": N_BYTES, "hidden_size": one.width, "intermediate_size": 8 * one.width // 3,
-            "num_attention_heads": one.heads, "num_hidden_layers": one.layers, "tie_word_embeddings": False,
-            "max_position_embeddings": max(one.context, 512), "use_cache": False,
-        }  # fmt: skip
-        with self.streams.torch_global("weights"):
-            if name == "mor":
-                model: Any = MoRForCausalLM(MoRConfig(**sizes, num_recursions=3, sampling_coef=0.016))
-            else:
-                model = LlamaForCausalLM(LlamaConfig(**sizes))
-        if name == "recursive":
-            _share(model.model.layers, 3)
-        return model.to(self.device)
-
-    def train(self, name: str, steps: int) -> tuple[Any, np.ndarray]:
-        """Return a trained network, and its training losses at ten times."""
-        model, epochs = self.network(name), 10
-        trainer = Trainer(
-            max_epochs=epochs,
-            batch_size=self.setting.batch_size,
-            steps_per_epoch=max(steps // epochs, 1),
-            learning_rate=3e-3 if self.setting.width <= 128 else 1e-3,
-            optimizer=functools.partial(torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1),
-            schedule=_trapezoid,
-            max_grad_norm=1.0,
-            device=self.device,
-            mixed_precision="no" if self.device == "cpu" else "bf16",
-            random_state=self.streams.child("data"),
-        )
-        data = draw_windows(self.corpus.train, self.setting.context)
-        history = trainer.fit(model, lambda net, ids, step: net(input_ids=ids, labels=ids).loss, data)
-        return model.eval(), np.array(history.losses)
-
-    def loss(self, model: Any, **options: Any) -> float:
-        """Return the validation loss in nats per byte."""
-        held = self._held()
-        with torch.no_grad():
-            parts = [model(input_ids=ids, labels=ids, **options) for ids in held.split(32)]
-        return float(np.mean([float(part.loss) for part in parts]))
-
-    def health(self, model: Any) -> Result:
-        """Return the routers' diagnostics on the validation text."""
-        from natwise.lm.mixture_of_recursions import router_diagnostics
-
-        return router_diagnostics(model, self._held().split(32))
-
-    def _held(self) -> torch.Tensor:
-        every = windows(self.corpus.validation, self.setting.context)
-        spread = np.linspace(0, len(every) - 1, min(self.setting.validation_windows, len(every))).astype(int)
-        return every[torch.from_numpy(spread)].to(self.device)
+def _streams(setting: Setting) -> Streams:
+    return setting.streams.child("mixture_of_recursions")
 
 
 def _share(layers: Any, n_loops: int) -> None:
@@ -294,9 +223,53 @@ def _share(layers: Any, n_loops: int) -> None:
             setattr(layers[depth].get_submodule(owner), leaf, parameter)
 
 
+def _train(model: Any, text: np.ndarray, steps: int, sizes: Sizes, setting: Setting) -> np.ndarray:
+    """Train a network in place; return its training losses at ten times."""
+    epochs = 10
+    trainer = Trainer(
+        max_epochs=epochs,
+        batch_size=sizes.batch_size,
+        steps_per_epoch=max(steps // epochs, 1),
+        learning_rate=3e-3 if sizes.width <= 128 else 1e-3,
+        optimizer=functools.partial(torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1),
+        schedule=_trapezoid,
+        max_grad_norm=1.0,
+        device=setting.device,
+        mixed_precision="no" if setting.device == "cpu" else "bf16",
+        random_state=_streams(setting).child("data"),
+    )
+    data = draw_windows(text, sizes.context)
+    history = trainer.fit(model, lambda net, ids, step: net(input_ids=ids, labels=ids).loss, data)
+    model.eval()
+    return np.array(history.losses)
+
+
 def _trapezoid(step: int, n_steps: int) -> float:
     """Return the factor on the learning rate: warm-up in 5 %, constant, down to zero in the last 20 %."""
     return min(1.0, (step + 1) / (0.05 * n_steps), (n_steps - step) / (0.2 * n_steps))
+
+
+def _spread_windows(text: np.ndarray, sizes: Sizes) -> torch.Tensor:
+    """Return windows (n, context) at equal distances in a text."""
+    every = windows(text, sizes.context)
+    spread = np.linspace(0, len(every) - 1, min(sizes.validation_windows, len(every))).astype(int)
+    return every[torch.from_numpy(spread)]
+
+
+def _loss(model: Any, held_out: torch.Tensor, **options: Any) -> float:
+    """Return the validation loss in nats per byte on windows (n, context)."""
+    with torch.no_grad():
+        parts = [model(input_ids=ids, labels=ids, **options).loss for ids in held_out.split(32)]
+    return float(np.mean([float(part) for part in parts]))
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+    DRAWINGS[claim](canvas.add_subplot(), result)
+    return canvas
 
 
 def _draw_flops(axes: Any, result: Result) -> None:
@@ -351,7 +324,7 @@ def _draw_quality(axes: Any, result: Result) -> None:
     axes.legend()
 
 
-STUDIES: dict[str, Callable[[str, int, Any, str], Found]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "published-steps": _flops,
     "shared-kv-flops": _flops,
     "block-calls": _calls,
@@ -371,3 +344,5 @@ DRAWINGS: dict[str, Callable[[Any, Result], None]] = {
     "equal-flops": _draw_quality,
     "causal-gap": _draw_quality,
 }
+STUDY = Study("lm.mixture_of_recursions", MEASUREMENTS, scales=tuple(SIZES), gpu=True)
+run = STUDY.run

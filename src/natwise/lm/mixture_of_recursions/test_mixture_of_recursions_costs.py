@@ -5,7 +5,7 @@ from transformers import LlamaConfig
 
 from natwise.core.random import global_generators_kept
 from natwise.lm.mixture_of_recursions import MoRConfig, MoRForCausalLM, count_flops, kv_cache_bytes, router_diagnostics
-from natwise.lm.mixture_of_recursions.study import STUDIES, figure, run
+from natwise.lm.mixture_of_recursions.study import MEASUREMENTS, figure, run
 from natwise.testing import check_bad_input, check_result
 
 LARGE = {
@@ -99,7 +99,7 @@ def test_studies_and_figures(claim):
     result = run(claim, scale="ci", seed=0)
     check_result(result)
     assert figure(claim, result).axes
-    assert set(STUDIES) >= {claim}
+    assert set(MEASUREMENTS) >= {claim}
 
 
 def test_bad_input():
@@ -129,6 +129,7 @@ def test_bad_input():
         router_diagnostics,
         [
             ({"model": "model"}, TypeError, "MoRForCausalLM"),
+            ({"batches": None}, TypeError, "tensors of token ids"),
             ({"batches": []}, ValueError, "tensors of token ids"),
             ({"batches": [ids, ids[:, :5]]}, ValueError, "same number of columns"),
             ({"batches": ids.tolist()}, ValueError, "tensors"),

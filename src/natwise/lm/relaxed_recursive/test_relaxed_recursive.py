@@ -196,7 +196,7 @@ def test_published_sizes(family, loops, rank):
     assert all(parameter.is_meta for parameter in recursive.parameters())
     assert recursive.conversion is None
     size = sum(parameter.numel() for parameter in recursive.model.layers.parameters() if parameter.ndim == 2)
-    assert round(size / 1e9, 3) == study.SIZES[family][loops, rank]
+    assert round(size / 1e9, 3) == study.PUBLISHED[family][loops, rank]
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300)])
@@ -290,5 +290,10 @@ def test_bad_configurations():
         ({"lora_rank": 0}, ValueError, ">= 1"),
         ({"sharing": "circle"}, ValueError, "Did you mean"),
         ({"base_model_type": "gpt2"}, ValueError, "must be one of"),
+        ({"tie_vectors": "yes"}, TypeError, "True or False"),
+        ({"hidden_size": "16"}, TypeError, "integer"),
+        ({"vocab_size": 0}, ValueError, ">= 1"),
+        ({"rms_norm_eps": "small"}, ValueError, "float"),
     ]
     check_bad_input(lambda **fields: RecursiveForCausalLM(RecursiveConfig(**fields)), cases, **good)
+    check_bad_input(RecursiveForCausalLM, [({"config": source().config}, TypeError, "RecursiveConfig")])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +13,35 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
-from natwise.core.random import Streams, global_generators_kept
-from natwise.core.validation import check_option
+from natwise.datasets import local
 from natwise.datasets.language import draw_windows, load_corpus
-from natwise.lm._study import training_arguments, validation_loss
+from natwise.lm._study import train_with, validation_loss, validation_windows
 from natwise.lm.salt import SaltSchedule, salt_loss, select_sequences, sequence_scores
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "lm.salt"
 WEIGHT = 0.667
 N_EVALUATIONS = 8
 COLOURS = {"baseline": "#555555", "salt": "#0072b2", "rkd": "#d55e00", "selected": "#cc79a7", "teacher": "#009e73"}
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
+CURVES = {
+    "salt-gain": ("baseline", "salt"),
+    "rkd-gap": ("baseline", "rkd", "salt"),
+    "steps-to-baseline": ("baseline", "salt"),
+    "selection": ("selected", "salt"),
+}
+DIFFERENCES = {
+    "baseline_minus_salt": "baseline",
+    "rkd_minus_salt": "rkd",
+    "equal_flops_minus_salt": "baseline at\nequal flops",
+    "selected_minus_salt": "selected",
+}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Sizes:
     """Sizes of one scale: networks as (width, layers, heads); steps of the student, its teacher, and with a teacher."""
 
     corpus: str
@@ -50,93 +58,18 @@ class Setting:
     validation_windows: int = 256
 
 
-SETTINGS = {
-    "ci": Setting(
+SIZES = {
+    "ci": Sizes(
         "text/tinyshakespeare.txt", (96, 2, 4), (32, 1, 2), 400, 1500, 100, 64, 8, 2e-3, 1, validation_windows=128
     ),
-    "small": Setting("text/tinyshakespeare.txt", (96, 2, 4), (32, 1, 2), 800, 1500, 200, 64, 16, 2e-3, 3),
-    "paper": Setting(
+    "small": Sizes("text/tinyshakespeare.txt", (96, 2, 4), (32, 1, 2), 800, 1500, 200, 64, 16, 2e-3, 3),
+    "paper": Sizes(
         "text/war_and_peace_first_two_thirds.txt", (512, 8, 8), (256, 4, 4), 6000, 6000, 1500, 256, 64, 1e-3, 3, 375
     ),
 }
 
 
-def run(
-    claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
-) -> Result:
-    """Measure one claim of the card; the scalars hold its metric and what every baseline reaches.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-    seed : int
-        Seeds weights, order of the data and the sequences of validation.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where networks are trained.
-    """
-    check_option("claim", claim, list(STUDIES))
-    check_option("scale", scale, list(SETTINGS))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = STUDIES[claim](scale, seed, data_dir, device)
-    params = {"scale": scale, **params}
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    from matplotlib.figure import Figure
-
-    check_option("claim", claim, list(STUDIES))
-    if claim == "mixture-risk":
-        canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = canvas.add_subplot()
-        axes.plot(result.arrays["weight"], result.arrays["risk"].T, label=[f"{n} samples" for n in result.params["n"]])
-        axes.set(xlabel="weight of the teacher", ylabel="expected squared error of probabilities", yscale="log")
-        axes.legend()
-        return canvas
-    canvas = Figure(figsize=(9.0, 4.0), layout="constrained")
-    left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
-    if claim == "steps-to-baseline":
-        ends = np.array([result.scalars["share_of_steps"], 1.0]) * result.params["steps"]
-        left.plot(ends, [result.scalars["baseline_loss"]] * 2, "o-.", color="black", label="baseline's final loss")
-    _draw_curves(left, result, CURVES[claim])
-    _draw_differences(right, result)
-    return canvas
-
-
-def _draw_curves(axes: Any, result: Result, names: tuple[str, ...]) -> None:
-    """Mean over the seeds, and the range, of validation losses; the start, where all are alike, is cut off."""
-    steps = result.arrays["steps"]
-    for name in names:
-        curves, colour = result.arrays[f"loss_{name}"], COLOURS[name]
-        axes.plot(steps, curves.mean(axis=0), label=name, color=colour)
-        axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=colour)
-    axes.axhline(result.scalars["teacher_loss"], ls=":", color=COLOURS["teacher"], label="teacher")
-    axes.axvline(result.params["kd_steps"], ls="--", lw=1, color="#888888", label="SALT's teacher stops")
-    low = min(values.min() for name, values in result.arrays.items() if name.startswith("loss_"))
-    axes.set(xlabel="step", ylabel="validation loss (nats per character)", ylim=(low - 0.03, low + 0.6))
-    axes.legend()
-
-
-def _draw_differences(axes: Any, result: Result) -> None:
-    """Loss minus SALT's at the end: a dot per seed, the mean and its 95 % interval."""
-    names = list(DIFFERENCES)
-    for place, name in enumerate(names):
-        values = result.arrays[name]
-        axes.plot(values, np.full(len(values), place), "o", color=COLOURS["salt"], alpha=0.5)
-        mean = result.scalars[name]
-        bar = [[mean - result.scalars[f"{name}_low"]], [result.scalars[f"{name}_high"] - mean]]
-        axes.errorbar(mean, place + 0.2, xerr=bar if len(values) > 1 else None, fmt="D", color="black", capsize=3)
-    axes.axvline(0.0, lw=1, color="#888888")
-    axes.set_yticks(range(len(names)), list(DIFFERENCES.values()))
-    axes.set(xlabel="loss minus SALT's at the end (nats)", ylim=(len(names) - 0.5, -0.5))
-
-
-def _mixture_risk(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+def _mixture_risk(setting: Setting) -> Found:
     """Few samples of a categorical variable: the loss's minimiser, its risk over all samples, and the best weight."""
     p, q = np.array([0.6, 0.25, 0.1, 0.05]), np.array([0.5, 0.3, 0.15, 0.05])
     weights, sizes = np.linspace(0, 1, 41), (2, 3, 5)
@@ -152,7 +85,7 @@ def _mixture_risk(scale: str, seed: int, data_dir: Any, device: str) -> Found:
         best = weights[risk[i].argmin()]
         off = max(off, abs(best - variance / (variance + bias)))
     gradient = _gradient_at_mixture(p, q, weight=0.4)
-    return {"weight": weights, "risk": risk}, {"largest_miss": off, "gradient": gradient}, {"n": sizes}
+    return Found({"weight": weights, "risk": risk}, {"largest_miss": off, "gradient": gradient}, {"n": sizes})
 
 
 def _gradient_at_mixture(p: np.ndarray, q: np.ndarray, weight: float) -> float:
@@ -164,10 +97,11 @@ def _gradient_at_mixture(p: np.ndarray, q: np.ndarray, weight: float) -> float:
     return float(torch.autograd.grad(loss, logits)[0].abs().max())
 
 
-def _experiment(scale: str, seed: int, data_dir: Any, device: str) -> Found:
+def _experiment(setting: Setting) -> Found:
     """Train every kind of student from the same weights on the same data, for some seeds; all claims read it."""
-    setting = SETTINGS[scale]
-    runs = [_compare(scale, seed + i, _key(data_dir), device) for i in range(setting.seeds)]
+    sizes = SIZES[setting.scale]
+    local.find(sizes.corpus, setting.data_dir)  # every claim notes the text, whichever trains
+    runs = [_compare(replace(setting, seed=setting.seed + i)) for i in range(sizes.seeds)]
     arrays = {"steps": runs[0]["steps"], "equal_flops_loss": np.array([one["equal_flops"] for one in runs])}
     scalars = {name: float(np.mean([one[name] for one in runs])) for name in ("teacher_loss", "early_teacher_loss")}
     final = {"equal_flops": arrays["equal_flops_loss"]}
@@ -180,9 +114,9 @@ def _experiment(scale: str, seed: int, data_dir: Any, device: str) -> Found:
     for name in (*DIFFERENCES, "share_of_steps"):
         scalars |= _interval(name, arrays[name])
     scalars["selection_gain"] = -scalars["selected_minus_salt"]
-    params = {"kd_steps": setting.kd_steps, "equal_flops_steps": runs[0]["equal_steps"], "seeds": setting.seeds}
-    sizes = {"student": setting.student, "teacher": setting.teacher, "steps": setting.steps}
-    return arrays, scalars, {**params, **sizes, "weight": WEIGHT, "inverse_temperature": 1.0, "k": 10}
+    params = {name: getattr(sizes, name) for name in ("kd_steps", "seeds", "student", "teacher", "steps")}
+    params |= {"equal_flops_steps": runs[0]["equal_steps"], "weight": WEIGHT, "inverse_temperature": 1.0, "k": 10}
+    return Found(arrays, scalars, params)
 
 
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:
@@ -206,42 +140,21 @@ def _share_of_steps(one: dict[str, Any]) -> float:
     return float(step / one["steps"][-1])
 
 
-STUDIES: dict[str, Callable[[str, int, Any, str], Found]] = {
-    "mixture-risk": _mixture_risk,
-    "salt-gain": _experiment,
-    "rkd-gap": _experiment,
-    "steps-to-baseline": _experiment,
-    "selection": _experiment,
-}
-CURVES = {
-    "salt-gain": ("baseline", "salt"),
-    "rkd-gap": ("baseline", "rkd", "salt"),
-    "steps-to-baseline": ("baseline", "salt"),
-    "selection": ("selected", "salt"),
-}
-DIFFERENCES = {
-    "baseline_minus_salt": "baseline",
-    "rkd_minus_salt": "rkd",
-    "equal_flops_minus_salt": "baseline at\nequal flops",
-    "selected_minus_salt": "selected",
-}
-
-
-@functools.lru_cache(maxsize=8)
-def _compare(scale: str, seed: int, data_dir: str | None, device: str) -> dict[str, Any]:
+@functools.lru_cache(maxsize=3)  # the seeds of one experiment
+def _compare(setting: Setting) -> dict[str, Any]:
     """Train a teacher and all students of one seed."""
-    setting = SETTINGS[scale]
-    lab = _Lab(setting, load_corpus(setting.corpus, data_dir), seed, device)
+    sizes = SIZES[setting.scale]
+    lab = _Lab(sizes, setting)
     teacher, early = lab.teacher()
     found: dict[str, Any] = {"teacher_loss": lab.loss(teacher), "early_teacher_loss": lab.loss(early)}
-    for name, kd_steps in (("baseline", 0), ("salt", setting.kd_steps), ("rkd", setting.steps)):
-        found["steps"], found[name] = lab.train(teacher, kd_steps, setting.steps)
-    pool = lab.sequences("pool", 2 * setting.kd_steps * setting.batch_size)
+    for name, kd_steps in (("baseline", 0), ("salt", sizes.kd_steps), ("rkd", sizes.steps)):
+        found["steps"], found[name] = lab.train(teacher, kd_steps, sizes.steps)
+    pool = lab.sequences("pool", 2 * sizes.kd_steps * sizes.batch_size)
     chosen = pool[select_sequences(lab.scores(early, pool), 0.5)]
-    found["selected"] = lab.train(teacher, setting.kd_steps, setting.steps, first=chosen)[1]
+    found["selected"] = lab.train(teacher, sizes.kd_steps, sizes.steps, first=chosen)[1]
     # in units of a student's step (3 forward passes): the teacher's training, and its forward passes beside the student
-    ratio = lab.multiplications(setting.teacher) / lab.multiplications(setting.student)
-    found["equal_steps"] = round(setting.steps + ratio * (setting.teacher_steps + setting.kd_steps / 3))
+    ratio = lab.multiplications(sizes.teacher) / lab.multiplications(sizes.student)
+    found["equal_steps"] = round(sizes.steps + ratio * (sizes.teacher_steps + sizes.kd_steps / 3))
     found["equal_flops"] = lab.train(None, 0, found["equal_steps"])[1][-1]
     return found
 
@@ -249,15 +162,15 @@ def _compare(scale: str, seed: int, data_dir: str | None, device: str) -> dict[s
 class _Lab:
     """Networks, data and training runs of one seed."""
 
-    def __init__(self, setting: Setting, corpus: Any, seed: int, device: str):
-        self.setting, self.device = setting, device
-        self.streams = Streams.of(seed).child("salt")
+    def __init__(self, sizes: Sizes, setting: Setting):
+        self.sizes, self.device = sizes, setting.device
+        self.streams = setting.streams.child("salt")
+        corpus = load_corpus(sizes.corpus, setting.data_dir)
         characters = np.unique(np.concatenate([corpus.train, corpus.validation]))
         self.n_characters = len(characters)
         train, validation = (np.searchsorted(characters, text) for text in (corpus.train, corpus.validation))
-        self._draw = draw_windows(train, setting.context + 1)
-        rng = np.random.default_rng(0)  # the same validation for all seeds
-        self.validation = draw_windows(validation, setting.context + 1)(setting.validation_windows, rng)
+        self._draw = draw_windows(train, sizes.context + 1)
+        self.validation = validation_windows(validation, sizes.context + 1, sizes.validation_windows)
 
     def network(self, name: str, size: tuple[int, int, int]) -> Any:
         """Return a fresh GPT-2 over characters: learned positions, an output matrix of its own, no dropout."""
@@ -265,7 +178,7 @@ class _Lab:
 
         width, layers, heads = size
         config = GPT2Config(
-            vocab_size=self.n_characters, n_positions=self.setting.context + 1, n_embd=width, n_layer=layers,
+            vocab_size=self.n_characters, n_positions=self.sizes.context + 1, n_embd=width, n_layer=layers,
             n_head=heads, activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             tie_word_embeddings=False, use_cache=False, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
@@ -277,7 +190,7 @@ class _Lab:
     def multiplications(self, size: tuple[int, int, int]) -> int:
         """Return the multiplications per token of a forward pass: blocks, attention, output matrix."""
         width, layers, _ = size
-        return layers * (12 * width**2 + 2 * self.setting.context * width) + self.n_characters * width
+        return layers * (12 * width**2 + 2 * self.sizes.context * width) + self.n_characters * width
 
     def sequences(self, name: str, n: int) -> torch.Tensor:
         """Return windows (n, context + 1) of the training text."""
@@ -285,9 +198,9 @@ class _Lab:
 
     def teacher(self) -> tuple[Any, Any]:
         """Return the trained teacher, and an early checkpoint of it."""
-        model = self.network("teacher", self.setting.teacher)
+        model = self.network("teacher", self.sizes.teacher)
         early = copy.deepcopy(model)
-        steps = self.setting.teacher_steps
+        steps = self.sizes.teacher_steps
 
         def keep(step: int) -> None:
             if step == steps // 8:
@@ -300,7 +213,7 @@ class _Lab:
         self, teacher: Any, kd_steps: int, steps: int, first: torch.Tensor | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return steps and validation losses of a fresh student; `first` replaces the data of the first stage."""
-        model = self.network("student", self.setting.student)
+        model = self.network("student", self.sizes.student)
         marks = {round(steps * (i + 1) / N_EVALUATIONS) for i in range(N_EVALUATIONS)}
         losses: dict[int, float] = {}
 
@@ -331,26 +244,20 @@ class _Lab:
     ) -> None:  # fmt: skip
         from natwise.lm.salt import SaltTrainer
 
-        ids = self.sequences(data, schedule.total_steps * self.setting.batch_size)
+        ids = self.sequences(data, schedule.total_steps * self.sizes.batch_size)
         if first is not None:
             ids = torch.cat([first, ids[len(first) :]])
-        examples = [{"input_ids": one, "labels": one} for one in ids]
-        with tempfile.TemporaryDirectory() as folder, global_generators_kept():
-            options = self._arguments(folder, schedule)
-            trainer = SaltTrainer(model, teacher, schedule, options, examples, callbacks=[_calling(after_step)])
-            trainer.train()
-
-    def _arguments(self, folder: str, schedule: SaltSchedule) -> Any:
-        return training_arguments(
-            folder,
+        train_with(
+            functools.partial(SaltTrainer, teacher=teacher, schedule=schedule, callbacks=[_calling(after_step)]),
+            model,
+            ids,
             self.device,
-            max_steps=schedule.total_steps,
-            per_device_train_batch_size=self.setting.batch_size,
-            learning_rate=self.setting.learning_rate,
+            batch_size=self.sizes.batch_size,
+            learning_rate=self.sizes.learning_rate,
             adam_beta2=0.98,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr_rate": 0.1},
-            warmup_steps=self.setting.warmup_steps,
+            warmup_steps=self.sizes.warmup_steps,
             seed=self.streams.seed("trainer"),
         )
 
@@ -366,5 +273,65 @@ def _calling(after_step: Callable[[int], None]) -> Any:
     return Calling()
 
 
-def _key(data_dir: Any) -> str | None:
-    return None if data_dir is None else os.fspath(data_dir)
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    from matplotlib.figure import Figure
+
+    if claim == "mixture-risk":
+        canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+        _draw_risk(canvas.add_subplot(), result)
+        return canvas
+    canvas = Figure(figsize=(9.0, 4.0), layout="constrained")
+    left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
+    if claim == "steps-to-baseline":
+        ends = np.array([result.scalars["share_of_steps"], 1.0]) * result.params["steps"]
+        left.plot(ends, [result.scalars["baseline_loss"]] * 2, "o-.", color="black", label="baseline's final loss")
+    _draw_curves(left, result, CURVES[claim])
+    _draw_differences(right, result)
+    return canvas
+
+
+def _draw_risk(axes: Any, result: Result) -> None:
+    axes.plot(result.arrays["weight"], result.arrays["risk"].T, label=[f"{n} samples" for n in result.params["n"]])
+    axes.set(xlabel="weight of the teacher", ylabel="expected squared error of probabilities", yscale="log")
+    axes.legend()
+
+
+def _draw_curves(axes: Any, result: Result, names: tuple[str, ...]) -> None:
+    """Mean over the seeds, and the range, of validation losses; the start, where all are alike, is cut off."""
+    steps = result.arrays["steps"]
+    for name in names:
+        curves, colour = result.arrays[f"loss_{name}"], COLOURS[name]
+        axes.plot(steps, curves.mean(axis=0), label=name, color=colour)
+        axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=colour)
+    axes.axhline(result.scalars["teacher_loss"], ls=":", color=COLOURS["teacher"], label="teacher")
+    axes.axvline(result.params["kd_steps"], ls="--", lw=1, color="#888888", label="SALT's teacher stops")
+    low = min(values.min() for name, values in result.arrays.items() if name.startswith("loss_"))
+    axes.set(xlabel="step", ylabel="validation loss (nats per character)", ylim=(low - 0.03, low + 0.6))
+    axes.legend()
+
+
+def _draw_differences(axes: Any, result: Result) -> None:
+    """Loss minus SALT's at the end: a dot per seed, the mean and its 95 % interval."""
+    names = list(DIFFERENCES)
+    for place, name in enumerate(names):
+        values = result.arrays[name]
+        axes.plot(values, np.full(len(values), place), "o", color=COLOURS["salt"], alpha=0.5)
+        mean = result.scalars[name]
+        low, high = (result.scalars.get(f"{name}_{end}", mean) for end in ("low", "high"))  # one seed has none
+        bar = [[mean - low], [high - mean]]
+        axes.errorbar(mean, place + 0.2, xerr=bar, fmt="D", color="black", capsize=3)
+    axes.axvline(0.0, lw=1, color="#888888")
+    axes.set_yticks(range(len(names)), list(DIFFERENCES.values()))
+    axes.set(xlabel="loss minus SALT's at the end (nats)", ylim=(len(names) - 0.5, -0.5))
+
+
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
+    "mixture-risk": _mixture_risk,
+    "salt-gain": _experiment,
+    "rkd-gap": _experiment,
+    "steps-to-baseline": _experiment,
+    "selection": _experiment,
+}
+STUDY = Study("lm.salt", MEASUREMENTS, scales=tuple(SIZES), gpu=True)
+run = STUDY.run
