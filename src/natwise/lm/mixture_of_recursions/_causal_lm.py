@@ -12,8 +12,10 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 
 from natwise.core.random import global_generators_kept
+from natwise.core.validation import check_flag
+from natwise.lm._checks import IGNORED, check_inputs, check_labels, check_length
 from natwise.lm.mixture_of_recursions._cache import MoRCache
-from natwise.lm.mixture_of_recursions._checks import check_context, check_labels, check_length, check_tokens
+from natwise.lm.mixture_of_recursions._checks import check_context
 from natwise.lm.mixture_of_recursions._config import MoRConfig
 from natwise.lm.mixture_of_recursions._model import MoRModel, MoRPreTrainedModel, Pass
 from natwise.lm.mixture_of_recursions._official import read_official
@@ -177,12 +179,14 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         ValueError, TypeError
             For input that is no batch of tokens, more tokens than `max_position_embeddings`, or top-k with a cache.
         """
-        shape = check_tokens(input_ids, inputs_embeds, self.config)
+        shape = check_inputs(input_ids, inputs_embeds, self.config)
         check_context(shape, attention_mask, position_ids, past_key_values, self.config)
         if labels is not None:
-            check_labels(labels, shape, self.config.vocab_size, kwargs.get("num_items_in_batch") is None)
+            alone = kwargs.get("num_items_in_batch") is None
+            labels = check_labels(labels, shape, self.config.vocab_size, alone)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        check_flag("use_cache", use_cache)
         if past_key_values is None and use_cache and self._keeps(selection):
             past_key_values = MoRCache(self.config)
         hidden, here = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, selection)
@@ -234,7 +238,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         total = total + config.balancing_coef * losses.balancing
         if n_items is None:
             return total
-        return total * ((labels[:, 1:] != -100).sum() / n_items)
+        return total * ((labels[:, 1:] != IGNORED).sum() / n_items)
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

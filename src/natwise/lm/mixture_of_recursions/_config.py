@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
-from natwise.core.validation import check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_flag, check_integer, check_option, check_real, shorten
+from natwise.lm._checks import check_sizes
 
 SHARINGS = ("cycle", "sequence", "middle_cycle", "middle_sequence")
 ROUTINGS = ("expert_choice", "token_choice")
@@ -176,14 +177,7 @@ class MoRConfig(LlamaConfig):
         return outer + (step % self.block_length if self.sharing.endswith("cycle") else step // self.num_recursions)
 
     def _check_sizes(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            check_integer(name, getattr(self, name), minimum=1)
+        check_sizes(vars(self))
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if self.head_dim is None and self.hidden_size % heads:
             raise ValueError(f"hidden_size must be a multiple of num_attention_heads={heads}, got {self.hidden_size}")
@@ -204,7 +198,7 @@ class MoRConfig(LlamaConfig):
         check_option("sampling", self.sampling, ("aux_loss", "aux_router"))
         check_option("balancing", self.balancing, ("loss", "loss_free"))
         for name in ("sampling_first", "tie_attention"):
-            check_option(name, getattr(self, name), (True, False))
+            check_flag(name, getattr(self, name))
 
     def _check_numbers(self) -> None:
         for name in ("capacity_warmup_steps", "balancing_warmup_steps"):
@@ -219,14 +213,13 @@ class MoRConfig(LlamaConfig):
 
     def _check_depth(self) -> None:
         n = check_integer("num_recursions", self.num_recursions, minimum=1)
-        depth = check_integer("num_hidden_layers", self.num_hidden_layers, minimum=1)
-        looped = depth - 2 * self.n_outer
+        looped = self.num_hidden_layers - 2 * self.n_outer
         if looped < n or looped % n:
             below = max(looped // n, 1) * n + 2 * self.n_outer
             raise ValueError(
                 f"num_hidden_layers must be a multiple of num_recursions={n}"
                 f"{' plus 2' if self.n_outer else ''} with sharing={self.sharing!r}, such as {below} or {below + n}, "
-                f"got {depth}"
+                f"got {self.num_hidden_layers}"
             )
 
     def _checked_capacity(self) -> list[float]:

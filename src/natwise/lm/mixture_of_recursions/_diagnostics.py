@@ -40,6 +40,8 @@ def router_diagnostics(model: Any, batches: Tensor | Iterable[Tensor], *, max_vi
     if not isinstance(model, MoRForCausalLM):
         raise TypeError(f"model must be a MoRForCausalLM, got {type(model).__name__}")
     max_vio = check_real("max_vio", max_vio, minimum=0.0)
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be tensors of token ids, got {type(batches).__name__}")
     given = [batches] if isinstance(batches, Tensor) else list(batches)
     shapes = {tuple(ids.shape[1:]) if isinstance(ids, Tensor) else type(ids).__name__ for ids in given}
     if len(shapes) != 1 or not isinstance(shape := shapes.pop(), tuple) or len(shape) != 1 or shape[0] < 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,6 +192,8 @@ class DepthwiseBatchingEngine:
         ValueError, TypeError
             For a request that is none, before anything is decoded.
         """
+        if isinstance(requests, str | Mapping) or not isinstance(requests, Iterable):
+            raise TypeError(f"requests must be a sequence of dicts, got {shorten(requests)}")
         self.model.eval()
         self._loop = looped(self.model, self.max_slots, self.missing_kv, self.lora)
         checked = [self._check(i, one) for i, one in enumerate(requests)]

@@ -88,6 +88,8 @@ class MoRModel(MoRPreTrainedModel):
     router_bias: Tensor
 
     def __init__(self, config: MoRConfig):
+        if not isinstance(config, MoRConfig):
+            raise TypeError(f"config must be a MoRConfig, got {type(config).__name__}")
         config.check()  # its fields may have been changed
         super().__init__(config)
         n, length = config.num_recursions, config.block_length

@@ -67,7 +67,7 @@ def serving_benchmark(
         host); ``identical``, 1 when the way of serving changed no token.
     """
     counts = {"n_requests": n_requests, "new_tokens": new_tokens, "prompt_length": prompt_length, "repeats": repeats}
-    for count_name, count in counts.items():
+    for count_name, count in {"n_slots": n_slots, **counts}.items():
         check_integer(count_name, count, minimum=1)
     streams = Streams.of(random_state)
     with provenance(seed=random_state, device=str(device)) as record:

@@ -305,6 +305,7 @@ def test_bad_configurations_and_calls():
             ({"hidden_size": "16"}, TypeError, "integer"),
             ({"num_key_value_heads": 3}, ValueError, "divide num_attention_heads=4"),
             ({"vocab_size": 0}, ValueError, ">= 1"),
+            ({"tie_attention": 1}, TypeError, "True or False"),
         ],
     )
     model, ids = make(), some_ids(1, 6)
@@ -316,7 +317,8 @@ def test_bad_configurations_and_calls():
             ({"input_ids": ids.float()}, TypeError, "integers"),
             ({"input_ids": [[1, 2]]}, TypeError, "tensor"),
             ({"input_ids": ids + 40}, ValueError, "0..39"),
-            ({"input_ids": ids[0]}, ValueError, "2 axes"),
+            ({"input_ids": ids > 3}, TypeError, "integers"),
+            ({"input_ids": ids[0]}, ValueError, "(sequences, tokens)"),
             ({"input_ids": ids[:, :0]}, ValueError, "hold tokens"),
             ({"input_ids": ids.repeat(1, 12)}, ValueError, "max_position_embeddings=64"),
             ({"input_ids": ids, "attention_mask": ids[:, :3]}, ValueError, "(1, 6)"),
@@ -330,6 +332,8 @@ def test_bad_configurations_and_calls():
             ({"input_ids": ids, "labels": ids / 2}, TypeError, "integers"),
             ({"inputs_embeds": torch.full((1, 6, 16), torch.nan)}, ValueError, "finite"),
             ({"inputs_embeds": torch.zeros(1, 6, 15)}, ValueError, "hidden_size=16"),
+            ({"inputs_embeds": torch.zeros(1, 6, 16).long()}, TypeError, "floats"),
+            ({"input_ids": ids, "use_cache": 1}, TypeError, "True or False"),
             ({"input_ids": ids, "selection": "topk"}, ValueError, "top_k"),
             ({"input_ids": ids, "selection": "top_k", "past_key_values": cache}, ValueError, "yet to come"),
             ({"input_ids": ids.repeat(2, 1), "past_key_values": cache}, ValueError, "2 sequences"),

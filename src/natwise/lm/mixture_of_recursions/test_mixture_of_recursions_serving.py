@@ -171,7 +171,8 @@ def test_benchmark_is_a_result():
 
 
 def test_bad_benchmarks():
-    bad = [({name: 0}, ValueError, ">= 1") for name in ("n_requests", "new_tokens", "prompt_length", "repeats")]
+    counts = ("n_slots", "n_requests", "new_tokens", "prompt_length", "repeats")
+    bad = [({name: 0}, ValueError, ">= 1") for name in counts]
     check_bad_input(serving_benchmark, [*bad, ({"model": "model"}, TypeError, "MoRForCausalLM")], model=None)
 
 
@@ -217,3 +218,5 @@ def test_bad_input():
             ({"requests": {**good, "exits": [1, 4]}}, ValueError, "1..3"),
         ],
     )
+    wrong = [({"requests": one}, TypeError, "sequence of dicts") for one in (None, good, "text")]
+    check_bad_input(DepthwiseBatchingEngine(model, 2).generate, wrong)

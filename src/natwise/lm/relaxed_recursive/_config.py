@@ -6,9 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from natwise.core.validation import check_integer, check_option
+from natwise.core.validation import check_flag, check_integer, check_option
+from natwise.lm._checks import check_sizes
 from natwise.lm.relaxed_recursive._layers import layer_map
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
@@ -58,8 +60,13 @@ class RecursiveConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_option("base_model_type", self.base_model_type, FAMILIES)
         kwargs.pop("model_type", None)
+        check_sizes(kwargs)
+        try:
+            vanilla = AutoConfig.for_model(self.base_model_type, **kwargs)
+        except StrictDataclassError as error:  # its text takes several lines
+            raise ValueError(" ".join(str(error).split())) from None
         own = {one.name for one in fields(PreTrainedConfig)}
-        for name, value in vars(AutoConfig.for_model(self.base_model_type, **kwargs)).items():
+        for name, value in vars(vanilla).items():
             if name not in own and not name.startswith("_"):
                 setattr(self, name, value)
         super().__post_init__(**{name: value for name, value in kwargs.items() if not hasattr(self, name)})
@@ -67,6 +74,7 @@ class RecursiveConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Refuse sharing that is impossible."""
+        check_flag("tie_vectors", self.tie_vectors)
         if self.lora_rank is not None:
             check_integer("lora_rank", self.lora_rank, minimum=1)
         kinds: dict[int, str] = {}

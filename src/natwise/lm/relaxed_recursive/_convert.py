@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, shorten, suggest
+from natwise.core.validation import check_flag, check_integer, check_option, shorten, suggest
 from natwise.lm.relaxed_recursive._config import FAMILIES, RecursiveConfig
 from natwise.lm.relaxed_recursive._folding import LLAMA, READERS, Tensors, fold_norms as fold, has_other_vectors
 from natwise.lm.relaxed_recursive._layers import LayerPlan, plan_layers
@@ -221,8 +221,7 @@ def _check_model(model: Any) -> str:
 
 def _check_options(lora_rank: Any, lora_init: Any, fold_norms: Any) -> None:
     check_option("lora_init", lora_init, LORA_INITS)
-    if not isinstance(fold_norms, bool):
-        raise TypeError(f"fold_norms must be True or False, got {shorten(fold_norms)}")
+    check_flag("fold_norms", fold_norms)
     if lora_rank is not None:
         check_integer("lora_rank", lora_rank, minimum=1)
 

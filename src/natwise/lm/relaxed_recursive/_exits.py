@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from natwise.core.distillation import soft_label_loss
-from natwise.core.validation import check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_flag, check_integer, check_option, check_real
+from natwise.lm._checks import IGNORED, check_length, check_tokens
 from natwise.result import Result, provenance
 
 if TYPE_CHECKING:
     from natwise.lm.relaxed_recursive._model import RecursiveForCausalLM
 
 KINDS = ("aggressive", "weighted")
-IGNORED = -100
 
 
 class EarlyExitLoss(nn.Module):
@@ -46,12 +46,10 @@ class EarlyExitLoss(nn.Module):
         super().__init__()
         self.kind = check_option("kind", kind, KINDS)
         self.coef = check_real("coef", coef, minimum=0.0)
-        for name, flag in (("self_distill", self_distill), ("hard_labels", hard_labels)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {shorten(flag)}")
+        self.self_distill = check_flag("self_distill", self_distill)
+        self.hard_labels = check_flag("hard_labels", hard_labels)
         if not (self_distill or hard_labels):
             raise ValueError("self_distill must be True when hard_labels is False: early exits need something to learn")
-        self.self_distill, self.hard_labels = self_distill, hard_labels
 
     def forward(self, exit_logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """Return the loss in nats per token.
@@ -103,9 +101,9 @@ def evaluate_exits(model: RecursiveForCausalLM, sequences: torch.Tensor, *, batc
     """
     if not hasattr(model, "has_exits"):
         raise TypeError(f"model must be a RecursiveForCausalLM, got {type(model).__name__}")
-    if not isinstance(sequences, torch.Tensor) or sequences.ndim != 2 or sequences.is_floating_point():
-        raise TypeError(f"sequences must be an integer tensor (n, length), got {shorten(sequences)}")
-    if sequences.shape[1] < 2 or not len(sequences):
+    sequences = check_tokens("sequences", sequences, model.config.vocab_size)
+    check_length("sequences", sequences.shape[1], model.config)
+    if sequences.shape[1] < 2:
         raise ValueError(f"sequences must hold two tokens at least, got shape {tuple(sequences.shape)}")
     batch_size = check_integer("batch_size", batch_size, minimum=1)
     loops = np.arange(1, model.config.num_loops + 1)[slice(None) if model.has_exits else slice(-1, None)]
@@ -147,6 +145,8 @@ def _check_exits(exit_logits: Any, labels: Any) -> torch.Tensor:
     """Return which labels (...) count."""
     if not isinstance(exit_logits, (list, tuple)) or not all(isinstance(one, torch.Tensor) for one in exit_logits):
         raise TypeError(f"exit_logits must be a list of tensors, got {type(exit_logits).__name__}")
+    if not all(one.is_floating_point() for one in exit_logits):
+        raise TypeError(f"exit_logits must hold floats, got {', '.join(str(one.dtype) for one in exit_logits)}")
     if not exit_logits or exit_logits[0].ndim < 2 or len({one.shape for one in exit_logits}) > 1:
         shapes = [tuple(one.shape) for one in exit_logits]
         raise ValueError(f"exit_logits must be tensors (..., n_classes) of one shape, got {shapes}")

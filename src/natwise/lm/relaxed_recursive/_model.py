@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from natwise.lm._checks import check_inputs, check_labels, check_length
 from natwise.lm.relaxed_recursive._config import RecursiveConfig
 from natwise.lm.relaxed_recursive._linear import RelaxedLinear, relax
 from natwise.result import Result
@@ -64,6 +65,8 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
     _can_compile_fullgraph = True
 
     def __init__(self, config: RecursiveConfig):
+        if not isinstance(config, RecursiveConfig):
+            raise TypeError(f"config must be a RecursiveConfig, got {type(config).__name__}")
         config.check()  # its fields may have been changed
         body: Any = MODEL_MAPPING[_vanilla_class(config)]
         self._supports_sdpa, self._supports_flash_attn = body._supports_sdpa, body._supports_flash_attn
@@ -109,11 +112,12 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises
         ------
-        ValueError
-            For more tokens, together with those of a dynamic cache, than the model knows positions; for `output_exits`
-            with another sharing than ``cycle``.
+        TypeError, ValueError
+            For input or labels that are no batch of tokens; for more tokens, together with those of a dynamic cache,
+            than the model knows positions; for `output_exits` with another sharing than ``cycle``.
         """
-        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, position_ids, past_key_values)
+        shape = check_inputs(input_ids, inputs_embeds, self.config)
+        self._check_length(shape[1], position_ids, past_key_values)
         if output_exits:
             self.check_exits()
             kwargs["output_hidden_states"] = True
@@ -129,6 +133,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self._head(outputs.last_hidden_state, logits_to_keep)
         loss = None
         if labels is not None:
+            labels = check_labels(labels, shape, self.config.vocab_size, kwargs.get("num_items_in_batch") is None)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         exits = None
         if output_exits:
@@ -210,21 +215,16 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _check_length(self, inputs: Any, position_ids: Any, cache: Any) -> None:
-        """Refuse more tokens (batch, length) than positions; a row of packed sequences counts its own positions."""
-        if inputs is None or (position_ids is not None and cache is None):
+    def _check_length(self, columns: int, position_ids: Any, cache: Any) -> None:
+        """Refuse more tokens than positions; a row of packed sequences counts its own positions."""
+        if position_ids is not None and cache is None:
             return
         cached = 0 if cache is None else cache.get_seq_length()  # a static cache's length is on the device: not read
-        self._check_positions("input_ids", inputs.shape[1] + (cached if isinstance(cached, int) else 0))
+        check_length("input_ids with what is cached", columns + (cached if isinstance(cached, int) else 0), self.config)
 
     def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *others: Any) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, *others)  # type: ignore[misc]
-        self._check_positions("max_new_tokens and the prompt", generation_config.max_length)
-
-    def _check_positions(self, name: str, length: int) -> None:
-        longest = self.config.max_position_embeddings
-        if length > longest:
-            raise ValueError(f"{name} must have at most {longest} tokens, the positions known, got {length}")
+        check_length("max_new_tokens and the prompt", generation_config.max_length, self.config)
 
     def _find_ties(self) -> dict[str, str]:
         """Return {name of a parameter: name of the first one that is the same}."""

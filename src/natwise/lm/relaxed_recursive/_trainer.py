@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from natwise.core.distillation import KINDS, soft_label_loss
 from natwise.core.validation import check_option, check_real
-from natwise.lm.relaxed_recursive._exits import IGNORED, EarlyExitLoss
+from natwise.lm._checks import IGNORED, check_training
+from natwise.lm.relaxed_recursive._exits import EarlyExitLoss
 from natwise.lm.relaxed_recursive._model import RecursiveForCausalLM
 
 
@@ -42,7 +43,8 @@ class UptrainTrainer(Trainer):
     Raises
     ------
     TypeError, ValueError
-        For another vocabulary, an unknown distillation, or early exits of a model without them.
+        For a model or arguments that are none, another vocabulary, an unknown distillation, or early exits of a model
+        without them.
 
     Notes
     -----
@@ -67,6 +69,7 @@ class UptrainTrainer(Trainer):
         self._kind = check_option("distillation", distillation, KINDS)
         self._weight = check_real("distillation_weight", distillation_weight, minimum=0.0)
         self._temperature = check_real("temperature", temperature, minimum=0.0, exclusive=True)
+        check_training(model, args)
         self._early_exit = _check_early_exit(early_exit, model)
         _check_teacher(teacher, model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **others)

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from natwise.lm import RecursiveConfig, RecursiveForCausalLM, to_recursive
 from natwise.lm.relaxed_recursive.test_relaxed_recursive import FAMILIES, source
+from natwise.testing import check_bad_input
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 PROMPTS = [torch.randint(3, 48, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 9, 7)]
@@ -147,13 +148,28 @@ def test_tokens_beyond_the_positions_are_refused():
     packed = torch.cat([torch.arange(40), torch.arange(30)])[None]
     assert model(packed % 48, position_ids=packed).logits.shape == (1, 70, 48)
     cases = [
-        (lambda: model(torch.cat([whole, one], 1)), "input_ids must have at most 64 tokens.* got 65"),
-        (lambda: model(one, past_key_values=cache), "input_ids must have at most 64 tokens.* got 65"),
-        (lambda: model.generate(whole[:, :60], **GREEDY), "at most 64 tokens.* got 68"),
+        (lambda: model(torch.cat([whole, one], 1)), "input_ids .* must stay within .*=64 tokens, got 65"),
+        (lambda: model(one, past_key_values=cache), "input_ids .* must stay within .*=64 tokens, got 65"),
+        (lambda: model.generate(whole[:, :60], **GREEDY), "prompt must stay within .*=64 tokens, got 68"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_bad_calls():
+    model, ids = recursive(), torch.arange(6)[None]
+    cases = [
+        ({"input_ids": ids.float()}, TypeError, "integers"),
+        ({"input_ids": ids.tolist()}, TypeError, "tensor"),
+        ({"input_ids": ids + 48}, ValueError, "0..47"),
+        ({"input_ids": ids[:, :0]}, ValueError, "hold tokens"),
+        ({"labels": ids[:, :5]}, ValueError, "shape of the input"),
+        ({"labels": ids + 48}, ValueError, "0..47"),
+        ({"labels": ids * 0 - 100}, ValueError, "counts, got none"),
+    ]
+    check_bad_input(lambda **given: model(**given), cases, input_ids=ids)
+    assert torch.equal(model(ids, labels=ids.int()).loss, model(ids, labels=ids).loss)
 
 
 @torch.no_grad()

@@ -119,6 +119,8 @@ def test_trainer_takes_what_it_is_given(tmp_path):
         ({"distillation_weight": -1.0}, ValueError, ">= 0"),
         ({"temperature": 0.0}, ValueError, "> 0"),
         ({"early_exit": 0.1}, TypeError, "EarlyExitLoss"),
+        ({"model": "gpt"}, TypeError, "module"),
+        ({"args": None}, TypeError, "TrainingArguments"),
         ({"early_exit": EarlyExitLoss(), "model": source()}, TypeError, "RecursiveForCausalLM"),
     ]
     check_bad_input(UptrainTrainer, cases, model=start, args=arguments(tmp_path))
@@ -139,6 +141,7 @@ def test_bad_exits():
         ({"exit_logits": EXITS[0]}, TypeError, "list of tensors"),
         ({"exit_logits": [EXITS[0], EXITS[1][:1]]}, ValueError, "one shape"),
         ({"exit_logits": [EXITS[0] * float("nan")]}, ValueError, "finite"),
+        ({"exit_logits": [EXITS[0].to(torch.complex64)]}, TypeError, "floats, got torch.complex64"),
         ({"labels": LABELS.float()}, TypeError, "int64"),
         ({"labels": LABELS[:1]}, ValueError, "shape"),
         ({"labels": LABELS + 7}, ValueError, "classes"),
@@ -149,7 +152,13 @@ def test_bad_exits():
     )
     cases = [
         ({"model": source()}, TypeError, "RecursiveForCausalLM"),
-        ({"sequences": IDS.float()}, TypeError, "integer tensor"),
+        ({"sequences": IDS.numpy()}, TypeError, "must be a tensor"),
+        ({"sequences": IDS.float()}, TypeError, "integers"),
+        ({"sequences": IDS > 3}, TypeError, "integers"),
+        ({"sequences": IDS[0]}, ValueError, "(sequences, tokens)"),
+        ({"sequences": IDS[:0]}, ValueError, "hold tokens"),
+        ({"sequences": IDS + 48}, ValueError, "0..47"),
+        ({"sequences": IDS.repeat(1, 300)}, ValueError, "max_position_embeddings"),
         ({"sequences": IDS[:, :1]}, ValueError, "two tokens"),
         ({"batch_size": 0}, ValueError, ">= 1"),
     ]

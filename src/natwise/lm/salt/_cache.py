@@ -16,10 +16,12 @@ from torch import nn
 
 from natwise.core.io import atomic_path, check_folder, write_text
 from natwise.core.progress import progress
-from natwise.core.validation import check_integer, check_real
+from natwise.core.validation import check_integer, check_real, shorten
+from natwise.lm._checks import check_integers, check_module, check_tokens
 from natwise.lm.salt._loss import TopKTargets
 
 SEQUENCES_PER_FILE = 1024
+SETTINGS = "settings.json"
 
 
 class TeacherCache:
@@ -46,9 +48,9 @@ class TeacherCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._folder = Path(folder)
+        self._folder = _path(folder)
         try:
-            settings = json.loads((self._folder / "settings.json").read_text("utf-8"))
+            settings = json.loads((self._folder / SETTINGS).read_text("utf-8"))
             self.shape = tuple(int(n) for n in settings["shape"])
             self.k, self.inverse_temperature = int(settings["k"]), float(settings["inverse_temperature"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -94,13 +96,14 @@ class TeacherCache:
         check_integer("k", k, minimum=1)
         check_real("inverse_temperature", inverse_temperature, minimum=0.0)
         check_integer("batch_size", batch_size, minimum=1)
-        if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point() or input_ids.ndim != 2:
-            raise TypeError("input_ids must be an int tensor (sequences, tokens)")
-        check_folder(folder)
-        path = Path(folder)
+        check_module("teacher", teacher)
+        vocabulary = getattr(getattr(teacher, "config", None), "vocab_size", None)
+        input_ids = check_tokens("input_ids", input_ids, vocabulary)
+        path = _path(folder)
+        check_folder(path)
         content = hashlib.sha256(input_ids.cpu().numpy().astype(np.int64).tobytes()).hexdigest()
         settings = {"shape": list(input_ids.shape), "k": k, "inverse_temperature": float(inverse_temperature)}
-        _claim(path, {**settings, "input_ids": content})
+        settings_text = _checked_settings(path, {**settings, "input_ids": content})
         mode = teacher.training
         teacher.eval()
         try:
@@ -108,6 +111,7 @@ class TeacherCache:
                 for part, sequences in enumerate(input_ids.split(SEQUENCES_PER_FILE)):
                     if not _part(path, part).exists():
                         batches = [_ask(teacher, ids, k, inverse_temperature) for ids in sequences.split(batch_size)]
+                        write_text(path / SETTINGS, settings_text)  # now that the teacher is known to answer
                         _save(_part(path, part), batches)
                     report(min((part + 1) * SEQUENCES_PER_FILE, len(input_ids)), "teacher")
         finally:
@@ -116,7 +120,10 @@ class TeacherCache:
 
     def targets(self, sequences: torch.Tensor) -> TopKTargets:
         """Return the predictions for some sequences, at all but their last position: rows (n * (t - 1), k)."""
-        found = [self._sequence(int(i)) for i in sequences]
+        if not isinstance(sequences, torch.Tensor) or sequences.ndim != 1 or not len(sequences):
+            raise TypeError(f"sequences must be a tensor of numbers (n,), got {shorten(sequences)}")
+        check_integers("sequences", sequences)
+        found = [self._sequence(i) for i in sequences.tolist()]
         probabilities, tokens = (
             torch.stack([one[name] for one in found])[:, :-1].flatten(0, 1) for name in ("p", "token")
         )
@@ -135,12 +142,12 @@ class TeacherCache:
         return {name: values[row] for name, values in self._parts[part].items()}
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or refuse a folder that has others."""
-    path, text = folder / "settings.json", json.dumps(settings, sort_keys=True)
+def _checked_settings(folder: Path, settings: dict[str, Any]) -> str:
+    """Return the settings as text; refuse a folder that has others."""
+    path, text = folder / SETTINGS, json.dumps(settings, sort_keys=True)
     if path.exists() and path.read_text("utf-8") != text:
         raise ValueError(f"folder must be empty or hold the same build, got other sequences or settings in {folder}")
-    write_text(path, text)
+    return text
 
 
 def _ask(teacher: nn.Module, input_ids: torch.Tensor, k: int, rho: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +165,12 @@ def _save(path: Path, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     probabilities, tokens = (torch.cat(parts).contiguous() for parts in zip(*batches, strict=True))
     with atomic_path(path) as temporary:
         save_file({"p": probabilities, "token": tokens}, temporary)
+
+
+def _path(folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {shorten(folder)} ({type(folder).__name__})")
+    return Path(folder)
 
 
 def _part(folder: Path, number: int) -> Path:

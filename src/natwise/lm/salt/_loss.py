@@ -11,8 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from natwise.core.validation import check_integer, check_option, check_real
+from natwise.lm._checks import IGNORED
 
-IGNORED = -100
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -169,8 +170,7 @@ def linear_salt_loss(
         ("teacher", teacher_hidden, teacher_weight),
     ):
         _check_floats(f"{name}_hidden", hidden, labels)
-        if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[1] != hidden.shape[-1]:
-            raise ValueError(f"{name}_weight must be a tensor (V, {hidden.shape[-1]}), got {_kind(matrix)}")
+        _check_matrix(name, matrix, hidden)
     if len(student_weight) != len(teacher_weight):
         sizes = f"{len(teacher_weight)} and {len(student_weight)} rows"
         raise ValueError(f"teacher_weight and student_weight must share one vocabulary, got {sizes}")
@@ -198,12 +198,13 @@ def mixed_cross_entropy(
 
 def as_tensor(value: Any) -> Any:
     """Return a NumPy array of numbers as a tensor of its own; anything else as it is."""
-    return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
+    is_array = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+    return torch.tensor(value) if is_array and value.dtype.kind in "fiub" else value
 
 
 def check_labels(labels: Any, n_tokens: int) -> torch.Tensor:
     """Return labels as int64; refuse what is no integer, not in [0, n_tokens) or -100, or all -100."""
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+    if not isinstance(labels, torch.Tensor) or labels.dtype not in INTEGERS:
         raise TypeError(f"labels must be an integer tensor, got {_kind(labels)}")
     labels = labels.long()
     counted = labels[labels != IGNORED]
@@ -280,7 +281,8 @@ class _LinearMixedCrossEntropy(torch.autograd.Function):
             if by_matrix is not None:
                 by_matrix += gradient.T @ hidden[rows]
         if not torch.isfinite(total):
-            raise ValueError("student_hidden, teacher_hidden and weights must be finite, got NaN or infinity")
+            names = "student_hidden, student_weight, teacher_hidden and teacher_weight"
+            raise ValueError(f"{names} must be finite, got NaN or infinity")
         ctx.save_for_backward(by_hidden, None if by_matrix is None else by_matrix.to(matrix.dtype))
         return total
 
@@ -320,6 +322,16 @@ def _check_floats(name: str, value: Any, labels: Any) -> None:
     if isinstance(labels, torch.Tensor) and labels.shape != value.shape[:-1]:
         shapes = f"{tuple(labels.shape)} for {name} {tuple(value.shape)}"
         raise ValueError(f"labels must have the shape of {name} without its last axis, got {shapes}")
+
+
+def _check_matrix(name: str, matrix: Any, hidden: torch.Tensor) -> None:
+    """Check an output matrix (V, d) beside hidden states (..., d) that have been checked."""
+    kind, width = hidden.dtype, hidden.shape[-1]
+    if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[1] != width:
+        raise ValueError(f"{name}_weight must be a tensor (V, {width}) like {name}_hidden, got {_kind(matrix)}")
+    mixes = matrix.is_floating_point() and torch.is_autocast_enabled(hidden.device.type)
+    if matrix.dtype != kind and not mixes:
+        raise TypeError(f"{name}_weight must hold {kind} like {name}_hidden, got {_kind(matrix)}")
 
 
 def _kind(value: Any) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from natwise.core.validation import check_array, check_integer, check_real
-from natwise.lm.salt._loss import IGNORED, as_tensor, check_labels
+from natwise.lm._checks import IGNORED
+from natwise.lm.salt._loss import as_tensor, check_labels
 
 
 def sequence_scores(logits: Any, labels: Any, k: int = 10) -> Any:
@@ -70,6 +71,8 @@ def select_sequences(scores: Any, keep: int | float) -> np.ndarray:
     ndarray of int64
     """
     values = check_array("scores", scores, shape=("sequences",))
+    if not len(values):
+        raise ValueError("scores must hold a sequence, got none")
     if isinstance(keep, int | np.integer):
         count = check_integer("keep", keep, minimum=1, maximum=len(values))
     else:

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
-from natwise.core.validation import check_integer, check_real
+from natwise.core.validation import check_flag, check_integer, check_real
+from natwise.lm._checks import IGNORED, check_training
 from natwise.lm.salt._cache import TeacherCache
-from natwise.lm.salt._loss import IGNORED, linear_salt_loss, mixed_cross_entropy, salt_loss
+from natwise.lm.salt._loss import linear_salt_loss, mixed_cross_entropy, salt_loss
 from natwise.lm.salt._schedule import SaltSchedule
 
 STOPPED = "teacher_stopped_at"
@@ -74,11 +75,12 @@ class SaltTrainer(Trainer):
         switch_when_overtaken: bool = False,
         **others: Any,
     ):
+        check_training(model, args)
         self.schedule = schedule
         self.inverse_temperature = check_real("inverse_temperature", inverse_temperature, minimum=0.0)
         self._chunk_size = check_integer("chunk_size", chunk_size, minimum=1)
-        self._from_hidden, self._hidden_checked = from_hidden, False
-        self._switches = switch_when_overtaken
+        self._from_hidden, self._hidden_checked = check_flag("from_hidden", from_hidden), False
+        self._switches = check_flag("switch_when_overtaken", switch_when_overtaken)
         self._teacher_loss: float | None = None
         _check_schedule(schedule, teacher, args)
         if isinstance(teacher, nn.Module):
@@ -86,7 +88,7 @@ class SaltTrainer(Trainer):
             if teacher.training:
                 warnings.warn("teacher was in training mode; it is used in evaluation mode", UserWarning, stacklevel=2)
                 teacher.eval()
-        elif switch_when_overtaken or from_hidden:
+        elif self._switches or self._from_hidden:
             raise ValueError("switch_when_overtaken and from_hidden need a teacher that is a module")
         super().__init__(model=model, args=args, train_dataset=train_dataset, **others)
         if from_hidden and self.args.world_size > 1:

@@ -298,11 +298,16 @@ BAD_LOSS = [
     ({"labels": LABELS[:, :-1]}, ValueError, "(3, 8)"),
     ({"labels": LABELS.double()}, TypeError, "float64"),
     ({"labels": LABELS > 3}, TypeError, "bool"),
+    ({"labels": LABELS.to(torch.complex64)}, TypeError, "complex64"),
+    ({"labels": np.ma.masked_less(LABELS.numpy(), 3)}, TypeError, "MaskedArray"),
+    ({"student_logits": np.ma.masked_less(STUDENT.numpy(), 0)}, TypeError, "MaskedArray"),
     ({"reduction": "median"}, ValueError, "median"),
     ({"chunk_size": 0}, ValueError, "0"),
 ]
 BAD_LINEAR = [
     ({"student_weight": torch.ones(5, 3)}, ValueError, "(5, 3)"),
+    ({"student_weight": torch.ones(13, 4).double()}, TypeError, "float64"),
+    ({"teacher_weight": torch.ones(13, 4).long()}, TypeError, "int64"),
     ({"teacher_weight": torch.ones(12, 4)}, ValueError, "12"),
     ({"reduction": "none"}, ValueError, "none"),
     ({"student_hidden": HIDDEN[:5]}, ValueError, "(5, 4)"),
@@ -334,7 +339,24 @@ def test_bad_input(tmp_path):
     check_bad_input(sequence_scores, BAD_SCORES, logits=STUDENT, labels=LABELS, k=3)
     check_bad_input(SaltSchedule, BAD_SCHEDULE, total_steps=10, kd_steps=2)
     wrong = [({"keep": 3}, ValueError, "3"), ({"keep": 1.5}, ValueError, "1.5"), ({"keep": "all"}, TypeError, "all")]
-    check_bad_input(select_sequences, wrong, scores=[1.0, 2.0])
-    check_bad_input(TeacherCache, [({"folder": tmp_path / "none"}, ValueError, "none")])
-    wrong = [({"k": 7}, ValueError, "6"), ({"k": 0}, ValueError, "0"), ({"input_ids": STUDENT}, TypeError, "int")]
-    check_bad_input(TeacherCache.build, wrong, teacher=Bigram(), input_ids=LABELS % 6, folder=tmp_path / "cache")
+    check_bad_input(select_sequences, [*wrong, ({"scores": []}, ValueError, "none")], scores=[1.0, 2.0], keep=0.5)
+    check_bad_input(
+        TeacherCache, [({"folder": tmp_path / "none"}, ValueError, "none"), ({"folder": 1}, TypeError, "1")]
+    )
+    wrong = [
+        ({"k": 7}, ValueError, "6"),
+        ({"k": 0}, ValueError, "0"),
+        ({"input_ids": STUDENT}, TypeError, "int"),
+        ({"input_ids": LABELS[:0]}, ValueError, "(0, 9)"),
+        ({"input_ids": LABELS - 13}, ValueError, "0.."),
+        ({"teacher": "gpt"}, TypeError, "module"),
+        ({"folder": None}, TypeError, "path"),
+    ]
+    good = {"teacher": Bigram(), "input_ids": LABELS % 6, "folder": tmp_path / "cache", "k": 2}
+    check_bad_input(TeacherCache.build, wrong, **good)
+    wrong = [
+        ({"sequences": [0]}, TypeError, "tensor"),
+        ({"sequences": torch.tensor([0.5])}, TypeError, "integers"),
+        ({"sequences": torch.tensor(0)}, TypeError, "(n,)"),
+    ]
+    check_bad_input(TeacherCache.build(**good).targets, wrong)

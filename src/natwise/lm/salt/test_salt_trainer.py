@@ -180,6 +180,10 @@ def test_bad_input(tmp_path, teacher):
         ({"schedule": SaltSchedule(7, 2)}, ValueError, "7"),
         ({"inverse_temperature": -1}, ValueError, "-1"),
         ({"chunk_size": 0}, ValueError, "0"),
+        ({"from_hidden": 1}, TypeError, "True or False"),
+        ({"switch_when_overtaken": "yes"}, TypeError, "True or False"),
+        ({"model": None}, TypeError, "module"),
+        ({"args": {}}, TypeError, "TrainingArguments"),
         ({"teacher": None, "schedule": SaltSchedule(6, 0), "from_hidden": True}, ValueError, "from_hidden"),
     ]
     check_bad_input(SaltTrainer, cases, **good)
