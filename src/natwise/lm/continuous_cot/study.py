@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ import numpy as np
 import torch
 from scipy.stats import sem, t as student_t
 
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.lm.continuous_cot import (
     GRPO,
     ContinuousCoT,
@@ -38,23 +35,21 @@ from natwise.lm.continuous_cot._runs import (
     train,
     trained,
 )
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "lm.continuous_cot"
-SCALES = ("ci", "small", "paper")
 TOKENS = (1, 2, 4, 16)
 N_CHAINS = 20_000
 GRAPHS: dict[str, Any] = {"n_nodes": 8, "n_edges": 9, "hops": (2, 3)}
 N_GRAPHS = (12_000, 1000)  # to train on, held back
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Sizes of one scale.
+class Sizes:
+    """How much is trained at one scale.
 
     `seeds` trainings of `steps` steps for the main comparison, the first `other_seeds` of them on to `horizon`, where
     the learning rate reaches 0, and as many of all else; `widths` beside 32, trained for `width_steps`; questions
@@ -72,51 +67,16 @@ class Setting:
     graph_steps: int
 
 
-SETTINGS = {
-    "ci": Setting(1, 0, 1000, 4000, 256, (), 0, (), 0),
-    "small": Setting(3, 1, 1000, 4000, 256, (16,), 5000, (1, 4, 8, 16), 2000),
-    "paper": Setting(5, 5, 20_000, 20_000, 1024, (16, 24, 32), 20_000, (1, 2, 4, 8, 16), 20_000),
+SIZES = {
+    "ci": Sizes(1, 0, 1000, 4000, 256, (), 0, (), 0),
+    "small": Sizes(3, 1, 1000, 4000, 256, (16,), 5000, (1, 4, 8, 16), 2000),
+    "paper": Sizes(5, 5, 20_000, 20_000, 1024, (16, 24, 32), 20_000, (1, 2, 4, 8, 16), 20_000),
 }
 
 
-def run(
-    claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
-) -> Result:
-    """Measure one claim of the card; the scalars hold its metric and what every baseline reaches.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-    seed : int
-        Seeds weights, batches and samples; the split of the digits is the same for all.
-    data_dir : path, optional
-        Not used: the data are made.
-    device : str
-        Where models are trained.
-    """
-    check_option("claim", claim, list(STUDIES))
-    check_option("scale", scale, SCALES)
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = STUDIES[claim](SETTINGS[scale], seed, device)
-    params = {"scale": scale, **params}
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    from matplotlib.figure import Figure
-
-    check_option("claim", claim, list(STUDIES))
-    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FIGURES[STUDIES[claim]](canvas.add_subplot(), result)
-    return canvas
-
-
-def _construction(setting: Setting, seed: int, device: str) -> Found:
+def _construction(setting: Setting) -> Found:
     """Weights written down against the enumeration of all traces: (m=3, d<=5) whole, (m=4, d<=9) a sample."""
-    rng = Streams.of(seed).numpy("construction")
+    rng = setting.streams.numpy("construction")
     errors, right = [], []
     for length, high, count in ((3, 5, None), (4, 9, 938)):
         data = mnns_dataset(1, high, length)
@@ -126,7 +86,7 @@ def _construction(setting: Setting, seed: int, device: str) -> Found:
         right.append((found[:, -1].argmax(axis=1) + data.states[0] == data.answers[rows]).mean())
     example = subset_sum_transformer(4, 9)([[5, 3, 2, 4]])[0]
     scalars = {"largest_error": float(max(errors)), "answers_right": float(min(right))}
-    return {"example": example, "sums": np.arange(-36, 37)}, scalars, {"digits": [5, 3, 2, 4]}
+    return Found({"example": example, "sums": np.arange(-36, 37)}, scalars, {"digits": [5, 3, 2, 4]})
 
 
 class ChainLM(torch.nn.Module):
@@ -150,7 +110,10 @@ class ChainLM(torch.nn.Module):
 
 
 def chain_moments(transition: np.ndarray, start: np.ndarray, steps: int, n_tokens: int) -> tuple[np.ndarray, float]:
-    """Return mean and trace of the covariance of the last distribution under multi-token sampling, exactly."""
+    """Return mean (n,) and trace of the covariance of the last distribution under multi-token sampling, exactly.
+
+    The chain has the transition matrix (n, n) and starts at the distribution (n,).
+    """
     mean, covariance = start, np.zeros((len(start), len(start)))
     for _ in range(steps - 1):
         drawn = (np.diag(mean) - np.outer(mean, mean)) / n_tokens + (1 - 1 / n_tokens) * covariance
@@ -161,7 +124,7 @@ def chain_moments(transition: np.ndarray, start: np.ndarray, steps: int, n_token
 def sampled_traces(
     transition: np.ndarray, start: np.ndarray, n_tokens: int, seed: int, n: int = N_CHAINS
 ) -> tuple[np.ndarray, float]:  # fmt: skip
-    """Return mean and trace of the covariance over sampled rollouts."""
+    """Return mean (n,) and trace of the covariance over sampled rollouts of the chain: see `chain_moments`."""
     cot = ContinuousCoT(ChainLM(transition, start))
     prompt = torch.full((n, 1), len(start))
     tokens, _ = cot.sample(prompt, LENGTH, n_tokens, seed)
@@ -169,40 +132,26 @@ def sampled_traces(
     return last.mean(axis=0), float(last.var(axis=0).sum())
 
 
-def _variance(setting: Setting, seed: int, device: str) -> Found:
-    rng = Streams.of(seed).numpy("chain")
+def _variance(setting: Setting) -> Found:
+    """Compare the spread of sampled thoughts of a linear chain with the exact one."""
+    rng = setting.streams.numpy("chain")
     transition, start = rng.dirichlet(np.full(6, 0.5), size=6), rng.dirichlet(np.full(6, 2.0))
     exact = np.array([chain_moments(transition, start, LENGTH, k)[1] for k in TOKENS])
-    seeds = Streams.of(seed).child("rollouts")
+    seeds = setting.streams.child("rollouts")
     measured = np.array([sampled_traces(transition, start, k, seeds.seed(k))[1] for k in TOKENS])
     scalars = {
         "largest_relative_error": float(np.abs(measured / exact - 1).max()),
         "sixteen_times_ratio": float(16 * measured[-1] / measured[0]),
     }
-    return {"n_tokens": np.array(TOKENS), "measured": measured, "exact": exact}, scalars, {"n_chains": N_CHAINS}
+    arrays = {"n_tokens": np.array(TOKENS), "measured": measured, "exact": exact}
+    return Found(arrays, scalars, {"n_chains": N_CHAINS})
 
 
-def _main_run(
-    setting: Setting, name: str, index: int, seed: int, device: str
-) -> tuple[np.ndarray, np.ndarray, ContinuousCoT]:  # fmt: skip
-    """Return steps, accuracy and model of one training of the main comparison, which goes on when it is read later."""
-    steps = setting.horizon if index < setting.other_seeds else setting.steps
-    network = Network(steps=steps, horizon=setting.horizon, batch_size=setting.batch_size)
-    return trained(network, name, None, seed + index, device)
-
-
-def _main_curves(setting: Setting, name: str, count: int, seed: int, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and accuracy (count, n_marks) of `count` trainings, as far as all of them are compared."""
-    runs = [_main_run(setting, name, index, seed, device) for index in range(count)]
-    marks = runs[0][0][runs[0][0] <= setting.steps]
-    return marks, np.array([curve[: len(marks)] for _, curve, _ in runs])
-
-
-def _mnns(setting: Setting, seed: int, device: str) -> Found:
+def _mnns(setting: Setting) -> Found:
     """Continuous and discrete chains on the same steps and batches."""
-    found = {name: _main_curves(setting, name, setting.seeds, seed, device) for name in ("cot2", "discrete")}
-    arrays = {"steps": found["cot2"][0], **{f"accuracy_{name}": curves for name, (_, curves) in found.items()}}
-    last = {name: curves[:, -1] for name, (_, curves) in found.items()}
+    sizes = SIZES[setting.scale]
+    arrays = _main_curves(setting, ("cot2", "discrete"), sizes.seeds)
+    last = {name: arrays[f"accuracy_{name}"][:, -1] for name in ("cot2", "discrete")}
     last["cot2_minus_discrete"] = last["cot2"] - last["discrete"]
     scalars = {"constant_accuracy": constant_accuracy()}
     for name, values in last.items():
@@ -210,81 +159,118 @@ def _mnns(setting: Setting, seed: int, device: str) -> Found:
         scalars |= {name: float(values.mean()), f"{name}_least": float(values.min())}
         if len(values) > 1:  # half a 95 % interval over seeds
             scalars[f"{name}_plus_minus"] = float(sem(values) * student_t.ppf(0.975, len(values) - 1))
-    return arrays, scalars, {"seeds": setting.seeds, **_sizes(setting)}
+    return Found(arrays, scalars, {"seeds": sizes.seeds, **vars(_main_network(sizes))})
 
 
-def _longer(setting: Setting, seed: int, device: str) -> Found:
+def _longer(setting: Setting) -> Found:
     """Take the first of these runs on until the learning rate is 0; sample the discrete chain beside them."""
+    sizes = SIZES[setting.scale]
     arrays: dict[str, Any] = {}
     for name in ("cot2", "discrete"):
-        runs = [_main_run(setting, name, index, seed, device) for index in range(setting.other_seeds)]
+        runs = [_main_run(setting, name, index) for index in range(sizes.other_seeds)]
         arrays["steps"], arrays[f"accuracy_{name}"] = runs[0][0], np.array([curve for _, curve, _ in runs])
-    arrays["pass_at_k"] = np.array([discrete_pass_at_k(cot, seed + index) for index, (*_, cot) in enumerate(runs)])
-    scalars = {f"{name}_accuracy": float(arrays[f"accuracy_{name}"][:, -1].mean()) for name in ("cot2", "discrete")}
-    scalars["cot2_minus_discrete"] = scalars["cot2_accuracy"] - scalars["discrete_accuracy"]
+    samples = [discrete_pass_at_k(cot, setting.seed + index) for index, (*_, cot) in enumerate(runs)]
+    arrays["pass_at_k"] = np.array(samples)
+    scalars = _last_accuracies(arrays, "discrete")
     for k, value in zip(PASS_KS, arrays["pass_at_k"].mean(axis=0), strict=True):
         scalars |= {f"discrete_pass_at_{k}": float(value), f"cot2_minus_pass_at_{k}": scalars["cot2_accuracy"] - value}
-    return arrays, scalars, {"seeds": setting.other_seeds, **_sizes(setting)}
+    return Found(arrays, scalars, {"seeds": sizes.other_seeds, **vars(_main_network(sizes))})
 
 
-def _sizes(setting: Setting) -> dict[str, Any]:
-    return vars(Network(steps=setting.steps, horizon=setting.horizon, batch_size=setting.batch_size))
-
-
-def _baselines(setting: Setting, seed: int, device: str) -> Found:
+def _baselines(setting: Setting) -> Found:
     """No chain at all, and hidden states as thoughts, on as many steps."""
-    arrays: dict[str, Any] = {}
-    for name in ("cot2", "discrete"):
-        arrays["steps"], arrays[f"accuracy_{name}"] = _main_curves(setting, name, setting.other_seeds, seed, device)
-    network = Network(**_sizes(setting))
+    sizes = SIZES[setting.scale]
+    network = _main_network(sizes)
+    arrays = _main_curves(setting, ("cot2", "discrete"), sizes.other_seeds)
     for name in ("no_cot", "coconut"):
-        runs = [trained(network, name, None, seed + index, device) for index in range(setting.other_seeds)]
-        arrays[f"accuracy_{name}"] = np.array([curve for _, curve, _ in runs])
-    scalars = {f"{key[9:]}_accuracy": float(v[:, -1].mean()) for key, v in arrays.items() if key != "steps"}
-    scalars["constant_accuracy"] = constant_accuracy()
-    for name in ("no_cot", "coconut"):
-        scalars[f"cot2_minus_{name}"] = scalars["cot2_accuracy"] - scalars[f"{name}_accuracy"]
-    return arrays, scalars, {"seeds": setting.other_seeds, **_sizes(setting)}
+        arrays[f"accuracy_{name}"] = _curves(setting, network, name)[1]
+    scalars = {**_last_accuracies(arrays, "no_cot", "coconut"), "constant_accuracy": constant_accuracy()}
+    return Found(arrays, scalars, {"seeds": sizes.other_seeds, **vars(network)})
 
 
-def _budgets(setting: Setting, seed: int, device: str) -> Found:
-    network = Network(**_sizes(setting))
-    accuracy = np.zeros((setting.other_seeds, len(setting.budgets)))
-    for j, budget in enumerate(setting.budgets):
+def _budgets(setting: Setting) -> Found:
+    """Targets of the best traces alone, of several numbers of them."""
+    sizes = SIZES[setting.scale]
+    network = _main_network(sizes)
+    accuracy = np.zeros((sizes.other_seeds, len(sizes.budgets)))
+    for j, budget in enumerate(sizes.budgets):
         if budget == 2**LENGTH:
-            accuracy[:, j] = _main_curves(setting, "cot2", setting.other_seeds, seed, device)[1][:, -1]
+            curves = _main_curves(setting, ("cot2",), sizes.other_seeds)["accuracy_cot2"]
         else:
-            accuracy[:, j] = [trained(network, "cot2", budget, seed + s, device)[1][-1] for s in range(len(accuracy))]
-    scalars = {f"accuracy_b{b}": float(v) for b, v in zip(setting.budgets, accuracy.mean(axis=0), strict=True)}
+            curves = _curves(setting, network, "cot2", budget)[1]
+        accuracy[:, j] = curves[:, -1]
+    scalars = {f"accuracy_b{b}": float(v) for b, v in zip(sizes.budgets, accuracy.mean(axis=0), strict=True)}
     scalars["b16_minus_b1"] = scalars["accuracy_b16"] - scalars["accuracy_b1"]
-    return {"budget": np.array(setting.budgets), "accuracy": accuracy}, scalars, _sizes(setting)
+    return Found({"budget": np.array(sizes.budgets), "accuracy": accuracy}, scalars, vars(network))
 
 
-def _widths(setting: Setting, seed: int, device: str) -> Found:
+def _widths(setting: Setting) -> Found:
     """Narrower models, trained longer: the order of continuous and discrete chains may turn round."""
-    found: dict[str, list[list[np.ndarray]]] = {"cot2": [], "discrete": []}
-    steps = setting.width_steps
-    for width in setting.widths:
-        network = Network(width, steps=steps, horizon=steps, batch_size=setting.batch_size)
+    sizes = SIZES[setting.scale]
+    found: dict[str, list[np.ndarray]] = {"cot2": [], "discrete": []}
+    steps = sizes.width_steps
+    for width in sizes.widths:
+        network = Network(width, steps=steps, horizon=steps, batch_size=sizes.batch_size)
         for name, curves in found.items():
-            runs = [trained(network, name, None, seed + s, device) for s in range(setting.other_seeds)]
-            curves.append([curve for _, curve, _ in runs])
+            marks, accuracy = _curves(setting, network, name)
+            curves.append(accuracy)
     arrays = {f"accuracy_{name}": np.array(curves) for name, curves in found.items()}  # (widths, seeds, marks)
     scalars: dict[str, float] = {}
-    for i, width in enumerate(setting.widths):
+    for i, width in enumerate(sizes.widths):
         last = {name: float(arrays[f"accuracy_{name}"][i, :, -1].mean()) for name in found}
         scalars |= {f"{name}_accuracy_{width}": value for name, value in last.items()}
         scalars[f"cot2_minus_discrete_{width}"] = last["cot2"] - last["discrete"]
-    arrays |= {"width": np.array(setting.widths), "steps": runs[0][0]}
-    return arrays, scalars, {"seeds": setting.other_seeds, "steps": steps}
+    arrays |= {"width": np.array(sizes.widths), "steps": marks}
+    return Found(arrays, scalars, {"seeds": sizes.other_seeds, "steps": steps})
+
+
+def _main_network(sizes: Sizes) -> Network:
+    """Return the network of the main comparison and its training, as far as all arms are compared."""
+    return Network(steps=sizes.steps, horizon=sizes.horizon, batch_size=sizes.batch_size)
+
+
+def _main_run(setting: Setting, name: str, index: int) -> tuple[np.ndarray, np.ndarray, ContinuousCoT]:
+    """Return steps, accuracy and model of one training of the main comparison, which goes on when it is read later."""
+    sizes = SIZES[setting.scale]
+    network = _main_network(sizes)
+    if index < sizes.other_seeds:
+        network = replace(network, steps=sizes.horizon)
+    return trained(network, name, None, setting.seed + index, setting.device)
+
+
+def _main_curves(setting: Setting, names: Iterable[str], count: int) -> dict[str, np.ndarray]:
+    """Return steps and accuracies (count, n_marks) of `count` trainings, as far as all of them are compared."""
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        runs = [_main_run(setting, name, index) for index in range(count)]
+        marks = runs[0][0][runs[0][0] <= SIZES[setting.scale].steps]
+        arrays |= {"steps": marks, f"accuracy_{name}": np.array([curve[: len(marks)] for _, curve, _ in runs])}
+    return arrays
+
+
+def _curves(
+    setting: Setting, network: Network, name: str, budget: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return steps and accuracies (seeds, n_marks) of trainings beside the main comparison."""
+    seeds = range(setting.seed, setting.seed + SIZES[setting.scale].other_seeds)
+    runs = [trained(network, name, budget, seed, setting.device) for seed in seeds]
+    return runs[0][0], np.array([curve for _, curve, _ in runs])
+
+
+def _last_accuracies(arrays: Mapping[str, np.ndarray], *others: str) -> dict[str, float]:
+    """Return the mean accuracy at the end of every arm, and by how much continuous chains exceed `others`."""
+    last = {name.removeprefix("accuracy_"): curves[:, -1] for name, curves in arrays.items() if "accuracy_" in name}
+    scalars = {f"{name}_accuracy": float(values.mean()) for name, values in last.items()}
+    for name in others:
+        scalars[f"cot2_minus_{name}"] = scalars["cot2_accuracy"] - scalars[f"{name}_accuracy"]
+    return scalars
 
 
 @functools.lru_cache(maxsize=1)  # two claims read it
-def _grpo(setting: Setting, seed: int, device: str) -> Found:
+def _grpo(setting: Setting) -> Found:
     """Rewards on sampled thoughts of a discrete model, beside as much further fine-tuning."""
-    network = Network(layers=1, heads=1, steps=1500, horizon=1500)
-    data = task(None)
-    start = trained(network, "discrete", None, seed, device)[2]
+    seed, network, data = setting.seed, Network(layers=1, heads=1, steps=1500, horizon=1500), task(None)
+    start = trained(network, "discrete", None, seed, setting.device)[2]
     prompt, reward = data.prompts(data.train), answer_reward(data.answer_tokens[data.train])
     scalars = {f"{name}_before": value for name, value in decodings(start, seed).items()}
     rewards = {}
@@ -299,34 +285,33 @@ def _grpo(setting: Setting, seed: int, device: str) -> Found:
     for k in (1, 3):
         scalars[f"lift_k{k}"] = scalars[f"mts_k{k}_grpo_k{k}"] - scalars[f"mts_k{k}_before"]
         scalars[f"lift_over_control_k{k}"] = scalars[f"mts_k{k}_grpo_k{k}"] - scalars[f"mts_k{k}_control"]
-    return rewards, scalars, {"updates": 600, "prompts": 32, "rollouts": 8, **vars(network)}
+    return Found(rewards, scalars, {"updates": 600, "prompts": 32, "rollouts": 8, **vars(network)})
 
 
-def _graphs(setting: Setting, seed: int, device: str) -> Found:
+def _graphs(setting: Setting) -> Found:
     """Which of two nodes can be reached: all nodes within reach as thoughts, a path as thoughts, no thoughts."""
-    streams = Streams.of(seed).child("graphs")
+    streams, seed = setting.streams.child("graphs"), setting.seed
     data, held_back = (prosqa_graphs(n, random_state=streams.child(n), **GRAPHS) for n in N_GRAPHS)
     prompts, asked, hops = data.prompts()[0], held_back.prompts()[0], GRAPHS["hops"][1]
-    steps = setting.graph_steps
+    steps = SIZES[setting.scale].graph_steps
     network = Network(steps=steps, horizon=steps, batch_size=64, learning_rate=4e-3)
     arrays: dict[str, Any] = {}
     for name, thoughts, kind in (("cot2", hops, "within"), ("discrete", hops, "path"), ("no_cot", 1, "within")):
-        cot = fresh(network, data.n_tokens, prompts.shape[1] + hops, seed, device)
+        cot = fresh(network, data.n_tokens, prompts.shape[1] + hops, seed, setting.device)
         score = functools.partial(_share_right, cot, asked, thoughts, name, held_back.answer_tokens)
         arrays["steps"], curve = fit(cot, network, prompts, data.token_targets(thoughts, kind=kind), seed, score)
         arrays[f"accuracy_{name}"] = curve[None]
-    scalars = {f"{key[9:]}_accuracy": float(v[0, -1]) for key, v in arrays.items() if key != "steps"}
-    for name in ("discrete", "no_cot"):
-        scalars[f"cot2_minus_{name}"] = scalars["cot2_accuracy"] - scalars[f"{name}_accuracy"]
-    return arrays, scalars, {"questions": N_GRAPHS[0], **GRAPHS, **vars(network)}
+    scalars = _last_accuracies(arrays, "discrete", "no_cot")
+    return Found(arrays, scalars, {"questions": N_GRAPHS[0], **GRAPHS, **vars(network)})
 
 
 def _share_right(cot: ContinuousCoT, prompts: torch.Tensor, steps: int, name: str, answers: np.ndarray) -> float:
+    """Return the share of prompts (n, length) whose answers (n,) a chain finds in so many steps."""
     feedback = "token" if name == "discrete" else "distribution"
     return float((cot.generate(prompts, steps, feedback=feedback).answer.cpu().numpy() == answers).mean())
 
 
-STUDIES: dict[str, Callable[[Setting, int, str], Found]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "construction-error": _construction,
     "construction-answers": _construction,
     "mts-variance": _variance,
@@ -343,9 +328,10 @@ STUDIES: dict[str, Callable[[Setting, int, str], Found]] = {
     "grpo-control": _grpo,
     "graphs": _graphs,
 }
+STUDY = Study("lm.continuous_cot", MEASUREMENTS, scales=tuple(SIZES), gpu=True)
+run = STUDY.run
 
-
-FIGURES: dict[Any, Callable[[Any, Result], None]] = {
+DRAWINGS: dict[Any, Callable[[Any, Result], None]] = {
     _construction: _pictures.draw_construction,
     _variance: _pictures.draw_variance,
     _mnns: _pictures.draw_curves,
@@ -356,3 +342,12 @@ FIGURES: dict[Any, Callable[[Any, Result], None]] = {
     _grpo: _pictures.draw_grpo,
     _graphs: _pictures.draw_curves,
 }
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+    DRAWINGS[MEASUREMENTS[claim]](canvas.add_subplot(), result)
+    return canvas

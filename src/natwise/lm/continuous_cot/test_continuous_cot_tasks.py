@@ -298,7 +298,7 @@ def test_study(claim):
 @pytest.mark.parametrize("claim", ["mnns-accuracy", "mnns-longer", "baselines", "budgets", "narrow", "grpo", "graphs"])
 def test_study_of_trained_models(claim, monkeypatch):
     """Everything but the length of the training."""
-    monkeypatch.setitem(study.SETTINGS, "ci", study.Setting(2, 1, 20, 30, 16, (8,), 20, (1, 16), 20))
+    monkeypatch.setitem(study.SIZES, "ci", study.Sizes(2, 1, 20, 30, 16, (8,), 20, (1, 16), 20))
     monkeypatch.setattr(
         study, "Network", lambda *sizes, **options: Network(*sizes, **{**options, "steps": min(options["steps"], 30)})
     )

@@ -1,9 +1,12 @@
-"""Re-measure the claims of the card: copying and recall, the default's learning rate swept too, ingredients apart."""
+"""Re-measure the claims of the card: copying and recall, the default's learning rate swept too, ingredients apart.
+
+The scale says how large tasks and networks are and how many trainings an arm has. Each training seeds its weights and
+data by a seed of its own, from that of the setting on; claims that are read off the same trainings share them.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,15 +19,14 @@ from torch.nn.functional import cross_entropy
 
 from natwise.core.random import Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_option
 from natwise.datasets.synthetic import Draw, associative_recall, copying
 from natwise.lm.mimetic_init import Mamba1, Mamba2, MambaLM, mimetic_init_, parameter_groups
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "lm.mimetic_init"
 ARMS: dict[str, dict[str, Any] | None] = {
     "default": None,
     "state": {"blend": 0.0},
@@ -34,11 +36,10 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "convolution": {"state": False, "blend": 0.0, "conv": True},
 }
 COLOURS = {"default": "#d55e00", "mimetic": "#0072b2"}
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class Recipe:
     """A task, and the network that is trained on it."""
 
     task: str
@@ -60,7 +61,7 @@ class Setting:
 class Run:
     """One training."""
 
-    setting: Setting
+    recipe: Recipe
     arm: str
     seed: int
     device: str
@@ -69,64 +70,32 @@ class Run:
 SEEDS = {"ci": 2, "small": 5, "paper": 5}
 FEWER_SEEDS = 2  # for comparisons with many arms
 COPYING = {
-    "ci": Setting("copying", 8, (4, 8), 32, 32, 16, 300, 32, learning_rate=5e-3),
-    "small": Setting("copying", 26, (8, 16), 64, 64, 32, 600, 64),
-    "paper": Setting("copying", 26, (20, 50), 256, 128, 64, 5000, 128, learning_rate=1e-3, warmup=200),
+    "ci": Recipe("copying", 8, (4, 8), 32, 32, 16, 300, 32, learning_rate=5e-3),
+    "small": Recipe("copying", 26, (8, 16), 64, 64, 32, 600, 64),
+    "paper": Recipe("copying", 26, (20, 50), 256, 128, 64, 5000, 128, learning_rate=1e-3, warmup=200),
 }
 RECALL = {
-    "ci": Setting("recall", 32, (24, 4), 32, 32, 16, 300, 32, learning_rate=5e-3),
-    "small": Setting("recall", 128, (48, 8), 64, 64, 32, 500, 48),
-    "paper": Setting("recall", 8192, (256, 16), 256, 128, 64, 5000, 256, learning_rate=1e-3, warmup=200),
+    "ci": Recipe("recall", 32, (24, 4), 32, 32, 16, 300, 32, learning_rate=5e-3),
+    "small": Recipe("recall", 128, (48, 8), 64, 64, 32, 500, 48),
+    "paper": Recipe("recall", 8192, (256, 16), 256, 128, 64, 5000, 256, learning_rate=1e-3, warmup=200),
 }
 RATES = (5e-4, 2e-3, 5e-3, 1e-2)
 
 
-def run(
-    claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
-) -> Result:
-    """Measure one claim of the card; the scalars hold its metric and what the other arms reach.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-    seed : int
-        Of the first of several runs; each seeds weights and data. Claims that are read off the same runs share them.
-    data_dir : path, optional
-        Not used: all data are made.
-    device : str
-        Where networks are trained.
-    """
-    check_option("claim", claim, list(STUDIES))
-    check_option("scale", scale, list(COPYING))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = STUDIES[claim](scale, seed, device)
-    params = {"scale": scale, **params}
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    check_option("claim", claim, list(STUDIES))
-    return FIGURES[claim](result)
-
-
-# studies
-
-
-def _copying(scale: str, seed: int, device: str) -> Found:
+def _copying(setting: Setting) -> Found:
     """Default and mimetic starts at one learning rate, at the longest length in training and at twice it."""
-    return _two_arms(COPYING[scale], scale, seed, device)
+    return _two_arms(setting, COPYING[setting.scale])
 
 
-def _recall(scale: str, seed: int, device: str) -> Found:
-    arrays, scalars, params = _two_arms(RECALL[scale], scale, seed, device)
-    return arrays, scalars, {**params, "chance": 2 / RECALL[scale].vocabulary}
+def _recall(setting: Setting) -> Found:
+    """Default and mimetic starts at one learning rate on associative recall."""
+    found, recipe = _two_arms(setting, RECALL[setting.scale]), RECALL[setting.scale]
+    return found._replace(params={**found.params, "chance": 2 / recipe.vocabulary})
 
 
-def _two_arms(setting: Setting, scale: str, seed: int, device: str) -> Found:
-    table = _table(setting, COLOURS, range(seed, seed + SEEDS[scale]), device)
+def _two_arms(setting: Setting, recipe: Recipe) -> Found:
+    """Compare the worst mimetic seed with the best default one, and means, on one task."""
+    (table,) = _tables(setting, [recipe], COLOURS, SEEDS[setting.scale])
     arrays = {f"{arm}/{name}": values for arm, found in table.items() for name, values in found.items()}
     default, mimetic = arrays["default/accuracy"], arrays["mimetic/accuracy"]
     scalars = {
@@ -137,15 +106,13 @@ def _two_arms(setting: Setting, scale: str, seed: int, device: str) -> Found:
     scalars |= {name.replace("/", "_"): float(values.mean()) for name, values in arrays.items()}
     if "mimetic_longer" in scalars:
         scalars["longer_gain"] = scalars["mimetic_longer"] - scalars["default_longer"]
-    return arrays, scalars, asdict(setting)
+    return Found(arrays, scalars, asdict(recipe))
 
 
-def _rates(scale: str, seed: int, device: str) -> Found:
+def _rates(setting: Setting) -> Found:
     """Train both arms on copying with every learning rate, which says what tuning alone gives the default."""
-    settings = [replace(COPYING[scale], learning_rate=rate) for rate in RATES]
-    seeds = range(seed, seed + FEWER_SEEDS)
-    _run_all(Run(setting, arm, i, device) for setting in settings for arm in COLOURS for i in seeds)
-    tables = [_table(setting, COLOURS, seeds, device) for setting in settings]
+    recipe = COPYING[setting.scale]
+    tables = _tables(setting, [replace(recipe, learning_rate=rate) for rate in RATES], COLOURS, FEWER_SEEDS)
     arrays = {f"{arm}/accuracy": np.stack([t[arm]["accuracy"] for t in tables], axis=1) for arm in COLOURS}
     default, mimetic = (arrays[f"{arm}/accuracy"].mean(axis=0) for arm in COLOURS)
     fixed = RATES.index(2e-3)
@@ -157,46 +124,46 @@ def _rates(scale: str, seed: int, device: str) -> Found:
     }
     for arm, means in {"default": default, "mimetic": mimetic}.items():
         scalars |= {f"{arm}_at_{rate:g}": float(value) for rate, value in zip(RATES, means, strict=True)}
-    return {"rates": np.array(RATES), **arrays}, scalars, asdict(COPYING[scale])
+    return Found({"rates": np.array(RATES), **arrays}, scalars, asdict(recipe))
 
 
-def _ingredients(scale: str, seed: int, device: str) -> Found:
+def _ingredients(setting: Setting) -> Found:
     """Train on copying with each ingredient alone, all, and the identity convolution on top."""
-    table = _table(COPYING[scale], ARMS, range(seed, seed + FEWER_SEEDS), device)
+    recipe = COPYING[setting.scale]
+    (table,) = _tables(setting, [recipe], ARMS, FEWER_SEEDS)
     accuracy = np.array([table[arm]["accuracy"] for arm in ARMS])
     mean = dict(zip(ARMS, accuracy.mean(axis=1), strict=True))
     scalars = {f"{arm.replace(' ', '_')}_accuracy": float(value) for arm, value in mean.items()}
     scalars["state_share"] = float((mean["state"] - mean["default"]) / (mean["mimetic"] - mean["default"]))
     scalars["lost_by_convolution"] = float(mean["mimetic"] - mean["mimetic and convolution"])
-    return {"accuracy": accuracy}, scalars, {**asdict(COPYING[scale]), "arms": list(ARMS)}
+    return Found({"accuracy": accuracy}, scalars, {**asdict(recipe), "arms": list(ARMS)})
 
 
-def _variants(scale: str, seed: int, device: str) -> Found:
+def _variants(setting: Setting) -> Found:
     """Compare both arms with an output matrix of their own, and with batches that mix lengths, one seed."""
-    names: dict[str, dict[str, Any]] = {
-        "as above": {},
-        "own output matrix": {"tied": False},
-        "mixed lengths": {"mixed": True},
+    recipe = COPYING[setting.scale]
+    recipes = {
+        "as above": recipe,
+        "own output matrix": replace(recipe, tied=False),
+        "mixed lengths": replace(recipe, mixed=True),
+        "both": replace(recipe, tied=False, mixed=True),
     }
-    names["both"] = names["own output matrix"] | names["mixed lengths"]
-    settings = {name: replace(COPYING[scale], **changes) for name, changes in names.items()}
-    _run_all(Run(setting, arm, seed, device) for setting in settings.values() for arm in COLOURS)
-    tables = [_table(setting, COLOURS, [seed], device) for setting in settings.values()]
+    tables = _tables(setting, recipes.values(), COLOURS, 1)
     accuracy = np.array([[table[arm]["accuracy"][0] for arm in COLOURS] for table in tables])
     scalars = {"smallest_gain": float((accuracy[:, 1] - accuracy[:, 0]).min())}
-    for name, row in zip(names, accuracy, strict=True):
+    for name, row in zip(recipes, accuracy, strict=True):
         scalars |= {f"{arm}_{name.replace(' ', '_')}": float(v) for arm, v in zip(COLOURS, row, strict=True)}
-    return {"accuracy": accuracy}, scalars, {**asdict(COPYING[scale]), "names": list(names)}
+    return Found({"accuracy": accuracy}, scalars, {**asdict(recipe), "names": list(recipes)})
 
 
-def _maps(scale: str, seed: int, device: str) -> Found:
+def _maps(setting: Setting) -> Found:
     """Compare how much a token attends to its like and to others, before any training."""
-    rng = Streams(seed).child("maps").numpy("tokens")
+    rng = setting.streams.child("maps").numpy("tokens")
     ids = np.tile(rng.permutation(12), 2)
     embedding = torch.from_numpy(rng.standard_normal((12, 64)).astype(np.float32))
     arrays, scalars = {"ids": ids}, {}
     for arm in ("default", "mimetic", "mimetic and convolution"):
-        layer = Mamba2(64, d_state=64, head_dim=32, random_state=seed)
+        layer = Mamba2(64, d_state=64, head_dim=32, random_state=setting.seed)
         if (options := ARMS[arm]) is not None:
             mimetic_init_(layer, **options)
         size = layer.attention_map(embedding[ids][None]).abs().mean(dim=(0, 1)).detach().numpy()
@@ -204,20 +171,20 @@ def _maps(scale: str, seed: int, device: str) -> Found:
         other = ~same & np.tri(len(ids), k=-1, dtype=bool)
         arrays[arm] = size
         scalars[f"{arm.replace(' ', '_')}_ratio"] = float(size[same].mean() / size[other].mean())
-    return arrays, scalars, {}
+    return Found(arrays, scalars)
 
 
-def _mamba1(scale: str, seed: int, device: str) -> Found:
+def _mamba1(setting: Setting) -> Found:
     """Compare default and mimetic Mamba-1 layers on copying, one seed, half the steps."""
-    setting = COPYING[scale]
-    setting = replace(setting, mixer="Mamba1", states=min(setting.states, 32), steps=setting.steps // 2)
-    table = _table(setting, COLOURS, [seed], device)
+    recipe = COPYING[setting.scale]
+    recipe = replace(recipe, mixer="Mamba1", states=min(recipe.states, 32), steps=recipe.steps // 2)
+    (table,) = _tables(setting, [recipe], COLOURS, 1)
     scalars = {f"{arm}_accuracy": float(table[arm]["accuracy"][0]) for arm in COLOURS}
     scalars["mimetic_minus_default"] = scalars["mimetic_accuracy"] - scalars["default_accuracy"]
-    return {}, scalars, asdict(setting)
+    return Found(scalars=scalars, params=asdict(recipe))
 
 
-STUDIES: dict[str, Callable[[str, int, str], Found]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "attention-maps": _maps,
     "copying": _copying,
     "length-generalisation": _copying,
@@ -229,23 +196,26 @@ STUDIES: dict[str, Callable[[str, int, str], Found]] = {
     "recall-default": _recall,
     "mamba-1": _mamba1,
 }
+STUDY = Study("lm.mimetic_init", MEASUREMENTS, scales=tuple(COPYING), gpu=True)
+run = STUDY.run
 
 
 # training and measuring
 
-_FOUND: dict[Run, dict[str, float]] = {}
+_FOUND: dict[Run, dict[str, float]] = {}  # several claims are read off the same runs
 
 
-def _table(
-    setting: Setting, arms: Iterable[str], seeds: Iterable[int], device: str
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return what every arm reaches with every seed."""
-    runs = {arm: [Run(setting, arm, seed, device) for seed in seeds] for arm in arms}
-    _run_all(run for row in runs.values() for run in row)
-    return {
-        arm: {name: np.array([_FOUND[run][name] for run in row]) for name in _FOUND[row[0]]}
-        for arm, row in runs.items()
-    }
+def _tables(
+    setting: Setting, recipes: Iterable[Recipe], arms: Iterable[str], n_seeds: int
+) -> list[dict[str, dict[str, np.ndarray]]]:
+    """Return for every recipe what its arms reach, by measure, with seeds from that of the setting on: (n_seeds,)."""
+    seeds = range(setting.seed, setting.seed + n_seeds)
+    tables = [{arm: [Run(recipe, arm, seed, setting.device) for seed in seeds] for arm in arms} for recipe in recipes]
+    _run_all(run for table in tables for row in table.values() for run in row)
+    return [
+        {arm: {name: np.array([_FOUND[run][name] for run in row]) for name in _FOUND[row[0]]} for arm, row in t.items()}
+        for t in tables
+    ]
 
 
 def _run_all(runs: Iterable[Run]) -> None:
@@ -258,33 +228,34 @@ def _run_all(runs: Iterable[Run]) -> None:
 
 def _measure(run: Run) -> dict[str, float]:
     """Train; return accuracies by token and by sequence on new data, for copying by token at twice the length too."""
-    setting = run.setting
-    if setting.task == "recall":
-        draw = associative_recall(setting.vocabulary, *setting.lengths)
+    recipe = run.recipe
+    if recipe.task == "recall":
+        draw = associative_recall(recipe.vocabulary, *recipe.lengths)
         accuracy, exact = _accuracy(_train(run, draw), draw, run)
         return {"accuracy": accuracy, "exact": exact}
-    model = _train(run, copying(setting.vocabulary, setting.lengths, mixed=setting.mixed))
-    longest = setting.lengths[1]
-    accuracy, exact = _accuracy(model, copying(setting.vocabulary, (longest, longest)), run)
-    longer, _ = _accuracy(model, copying(setting.vocabulary, (2 * longest, 2 * longest)), run)
+    model = _train(run, copying(recipe.vocabulary, recipe.lengths, mixed=recipe.mixed))
+    longest = recipe.lengths[1]
+    accuracy, exact = _accuracy(model, copying(recipe.vocabulary, (longest, longest)), run)
+    longer, _ = _accuracy(model, copying(recipe.vocabulary, (2 * longest, 2 * longest)), run)
     return {"accuracy": accuracy, "exact": exact, "longer": longer}
 
 
 def _train(run: Run, draw: Draw) -> MambaLM:
-    streams, setting = Streams(run.seed).child("mimetic"), run.setting
-    options: dict[str, Any] = {"d_state": setting.states, "tie_embeddings": setting.tied}
-    options |= {"mixer": Mamba1} if setting.mixer == "Mamba1" else {"mixer": Mamba2, "head_dim": setting.head}
-    tokens = setting.vocabulary + (setting.task == "copying")  # with the separator
-    model = MambaLM(tokens, setting.width, 2, random_state=streams.seed("weights"), **options)
+    """Return a network of two layers, initialised and trained."""
+    streams, recipe = Streams(run.seed).child("mimetic"), run.recipe
+    options: dict[str, Any] = {"d_state": recipe.states, "tie_embeddings": recipe.tied}
+    options |= {"mixer": Mamba1} if recipe.mixer == "Mamba1" else {"mixer": Mamba2, "head_dim": recipe.head}
+    tokens = recipe.vocabulary + (recipe.task == "copying")  # with the separator
+    model = MambaLM(tokens, recipe.width, 2, random_state=streams.seed("weights"), **options)
     if (changes := ARMS[run.arm]) is not None:
         mimetic_init_(model, **changes)
     trainer = Trainer(
         max_epochs=1,
-        steps_per_epoch=setting.steps,
-        batch_size=setting.batch_size,
-        learning_rate=setting.learning_rate,
+        steps_per_epoch=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
         optimizer=lambda _, lr: torch.optim.AdamW(parameter_groups(model, 0.01), lr=lr),
-        schedule=partial(_warm_cosine, warmup=setting.warmup),
+        schedule=partial(_warm_cosine, warmup=recipe.warmup),
         max_grad_norm=1.0,
         mixed_precision="no" if run.device == "cpu" else "bf16",
         device=run.device,
@@ -295,11 +266,13 @@ def _train(run: Run, draw: Draw) -> MambaLM:
 
 
 def _loss(model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
+    """Return the cross-entropy on tokens and labels, both (batch, time), in nats per label that is not -100."""
     tokens, labels = batch
     return cross_entropy(model(tokens).flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
 def _warm_cosine(step: int, n_steps: int, warmup: int) -> float:
+    """Return the factor on the learning rate."""
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / n_steps)))
 
 
@@ -395,7 +368,7 @@ def _draw_bars(result: Result) -> Figure:
     return canvas
 
 
-FIGURES: dict[str, Callable[[Result], Figure]] = {
+DRAWINGS: dict[str, Callable[[Result], Figure]] = {
     "copying": _draw_dots,
     "length-generalisation": _draw_dots,
     "recall": _draw_dots,
@@ -407,3 +380,8 @@ FIGURES: dict[str, Callable[[Result], Figure]] = {
     "attention-maps": _draw_maps,
     "mamba-1": _draw_bars,
 }
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    return DRAWINGS[claim](result)
