@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from natwise.core.io import load_npz
 from natwise.core.random import Streams
-from natwise.core.validation import check_device, check_option
+from natwise.core.validation import check_device
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 from . import _study_figures
 from ._experiment import run_supersample_experiment
@@ -26,46 +27,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-KIND = "generalization.fcmi"
+    from ._langevin import SGLD
+
 MNIST = "images/mnist.npz"
 PUBLISHED = {75: (0.0835, 0.2226), 250: (0.0345, 0.0950), 1000: (0.0141, 0.0408), 4000: (0.0081, 0.0265)}
 SHOWN = ("train_error", "gap", "fcmi", "ecmi", "ld_cmi", "kl", "fast_rate", "interpolation", "hellinger", "tightest")
-DataDir = str | os.PathLike[str] | None
-Measured = tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]
-
-
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-        Numbers of supersamples and epochs.
-    seed : int
-        Seeds samples, splits and training.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where to train.
-
-    Returns
-    -------
-    Result
-        The claim's metric, the gap, the other bounds and their readings at zero information.
-    """
-    check_option("claim", claim, list(STUDIES))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = STUDIES[claim](scale, seed, data_dir, device)
-    return Result(
-        f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params={"scale": scale, **params}, provenance=record
-    )
 
 
 def figure(claim: str, result: Result) -> Figure:
     """Draw the result of one claim."""
-    check_option("claim", claim, list(STUDIES))
     return _study_figures.draw(claim, result)
 
 
@@ -95,82 +65,91 @@ def _digits(classes: tuple[int, ...] = tuple(range(10))) -> tuple[np.ndarray, np
     return (X[kept] / 16).astype(np.float32), np.searchsorted(classes, y[kept])
 
 
-def _mnist_4_9(data_dir: DataDir) -> tuple[np.ndarray, np.ndarray]:
-    data = load_npz(local.find(MNIST, data_dir))
+def _mnist_4_9(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    data = load_npz(path)
     kept = np.isin(data["y_train"], (4, 9))
     X = (data["x_train"][kept].astype(np.float32) / 255 - 0.456) / 0.224
     return X[:, None], (data["y_train"][kept] == 9).astype(np.int64)
 
 
-@functools.lru_cache(maxsize=4)  # several claims read the same runs
-def _mnist_runs(n: int, scale: str, seed: int, data_dir: str | None, device: str) -> Result:
+def _mnist_runs(n: int, setting: Setting) -> Result:
+    """Train on n images of 4 and 9: 3 supersamples for 20 epochs ("ci"), 5 to 1 for 30 to 10, or 5 for 200."""
+    return _mnist_runs_of(local.find(MNIST, setting.data_dir), n, setting)
+
+
+@functools.lru_cache(maxsize=len(PUBLISHED))  # several claims read the same runs
+def _mnist_runs_of(path: Path, n: int, setting: Setting) -> Result:
     from ._batched import BatchedTrainer
 
     small = {75: (5, 30), 250: (3, 20), 1000: (1, 10)}
-    n_supersamples, max_epochs = {"ci": (3, 20), "small": small.get(n, (1, 10)), "paper": (5, 200)}[scale]
-    X, y = _mnist_4_9(data_dir)
-    recipe = BatchedTrainer(mnist_network, max_epochs=max_epochs, device=device)
-    return run_supersample_experiment(recipe, X, y, n, random_state=seed, n_supersamples=n_supersamples)
+    n_supersamples, max_epochs = {"ci": (3, 20), "small": small.get(n, (1, 10)), "paper": (5, 200)}[setting.scale]
+    X, y = _mnist_4_9(path)
+    recipe = BatchedTrainer(mnist_network, max_epochs=max_epochs, device=setting.device)
+    return run_supersample_experiment(recipe, X, y, n, random_state=setting.seed, n_supersamples=n_supersamples)
 
 
-def _mnist(n: int, scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
-    result = _mnist_runs(n, scale, seed, None if data_dir is None else str(data_dir), device)
+def _mnist(n: int, setting: Setting) -> Found:
+    result = _mnist_runs(n, setting)
     gap, bound = PUBLISHED[n]
     scalars = {**result.scalars, "published_gap": gap, "published_fcmi": bound}
-    return {name: result.arrays[name] for name in ("S", "predictions", "y")}, scalars, dict(result.params)
+    return Found({name: result.arrays[name] for name in ("S", "predictions", "y")}, scalars, result.params)
 
 
-def _successors(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
-    arrays, scalars, params = _mnist(75, scale, seed, data_dir, device)
-    return arrays, {"tightest_over_fcmi": scalars["tightest"] / scalars["fcmi"], **scalars}, params
+def _successors(setting: Setting) -> Found:
+    found = _mnist(75, setting)
+    ratio = found.scalars["tightest"] / found.scalars["fcmi"]
+    return found._replace(scalars={"tightest_over_fcmi": ratio, **found.scalars})
 
 
-def _mnist_over_n(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
+def _mnist_over_n(setting: Setting) -> Found:
     """Put the runs of all sizes side by side, with what was published."""
-    sizes = tuple(PUBLISHED) if scale == "paper" else (75, 250, 1000)
-    folder = None if data_dir is None else str(data_dir)
-    arrays, scalars, params = _curves(sizes, [_mnist_runs(n, scale, seed, folder, device) for n in sizes])
-    published = {name: np.array([PUBLISHED[n][i] for n in sizes]) for i, name in enumerate(("gap", "fcmi"))}
-    return arrays | {f"published_{name}": values for name, values in published.items()}, scalars, params
+    sizes = tuple(PUBLISHED) if setting.scale == "paper" else (75, 250, 1000)
+    found = _curves(sizes, [_mnist_runs(n, setting) for n in sizes])
+    published = {
+        f"published_{name}": np.array([PUBLISHED[n][i] for n in sizes]) for i, name in enumerate(("gap", "fcmi"))
+    }
+    return found._replace(arrays={**found.arrays, **published})
 
 
-def _over_n(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
+def _over_n(setting: Setting) -> Found:
     """Measure bounds and gap of a perceptron on ten digits at growing training sets."""
     from ._batched import BatchedTrainer
 
     X, y = _digits()
-    sizes, n_supersamples = ((25, 50, 100, 200), 2) if scale == "ci" else ((25, 50, 100, 200, 400, 800), 5)
+    sizes, n_supersamples = ((25, 50, 100, 200), 2) if setting.scale == "ci" else ((25, 50, 100, 200, 400, 800), 5)
     recipe = BatchedTrainer(
-        functools.partial(perceptron, n_classes=10), max_epochs=60, learning_rate=1e-2, device=device
+        functools.partial(perceptron, n_classes=10), max_epochs=60, learning_rate=1e-2, device=setting.device
     )
     results = [
-        run_supersample_experiment(recipe, X, y, n, n_splits=40, random_state=seed, n_supersamples=n_supersamples)
+        run_supersample_experiment(
+            recipe, X, y, n, n_splits=40, random_state=setting.seed, n_supersamples=n_supersamples
+        )
         for n in sizes
     ]
     return _curves(sizes, results)
 
 
-def _curves(sizes: tuple[int, ...], results: list[Result]) -> Measured:
+def _curves(sizes: tuple[int, ...], results: list[Result]) -> Found:
     """Return gap and bounds of experiments at several training set sizes."""
     arrays = {name: np.array([result.scalars[name] for result in results]) for name in (*SHOWN, "null")}
     arrays["n"] = np.array(sizes)
     scalars = {f"{name}_at_{n}": value for name in SHOWN for n, value in zip(sizes, arrays[name], strict=True)}
     ratio = float((arrays["fcmi"] / arrays["gap"]).min())
     tight = float((arrays["tightest"] / arrays["gap"]).min())
-    return arrays, {"least_fcmi_over_gap": ratio, "least_tightest_over_gap": tight, **scalars}, {"sizes": list(sizes)}
+    scalars = {"least_fcmi_over_gap": ratio, "least_tightest_over_gap": tight, **scalars}
+    return Found(arrays, scalars, {"sizes": list(sizes)})
 
 
-def _plug_in_bias(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
+def _plug_in_bias(setting: Setting) -> Found:
     """Read predictions that know nothing of the splits, at growing numbers of runs."""
-    streams = Streams(seed)
     runs = [10, 20, 30, 40, 60, 100, 200, 500]
     arrays, scalars = {"n_splits": np.array(runs)}, {}
     for n_classes, n_splits in ((2, 30), (10, 40)):
-        rows = [_read_noise(1000, k2, n_classes, streams.child(f"{n_classes}-{k2}")) for k2 in runs]
+        rows = [_read_noise(1000, k2, n_classes, setting.streams.child(f"{n_classes}-{k2}")) for k2 in runs]
         for name in rows[0]:
             arrays[f"{name}_{n_classes}"] = np.array([row[name] for row in rows])
             scalars[f"{name}_{n_classes}_classes"] = rows[runs.index(n_splits)][name]
-    return arrays, scalars, {"n": 1000, "n_splits": {"2 classes": 30, "10 classes": 40}}
+    return Found(arrays, scalars, {"n": 1000, "n_splits": {"2 classes": 30, "10 classes": 40}})
 
 
 def _read_noise(n: int, n_splits: int, n_classes: int, streams: Streams) -> dict[str, float]:
@@ -183,7 +162,7 @@ def _read_noise(n: int, n_splits: int, n_classes: int, streams: Streams) -> dict
 
 @dataclass(frozen=True)
 class Langevin:
-    """Settings of a comparison of Langevin dynamics; `interval` steps lie between two gradient variances."""
+    """How Langevin dynamics are compared; `interval` steps lie between two gradient variances."""
 
     n: int
     n_splits: int
@@ -208,29 +187,23 @@ LANGEVIN = {
 }
 
 
-def _sgld(scale: str, seed: int, data_dir: DataDir, device: str) -> Measured:
+def _sgld(setting: Setting) -> Found:
     """Compare f-CMI with the bound of Negrea et al., for the noise that this bound assumes and for the original's."""
-    setting, streams = LANGEVIN[scale], Streams(seed)
-    X, y = _digits((4, 9)) if scale == "ci" else _mnist_4_9(data_dir)
-    factory = mnist_network if scale == "paper" else functools.partial(perceptron, math.prod(X.shape[1:]))
-    rows = streams.numpy("rows").permutation(len(y))[: 2 * setting.n]
-    arrays: dict[str, np.ndarray] = {"epochs": np.array(setting.epochs)}
+    plan = LANGEVIN[setting.scale]
+    X, y = _digits((4, 9)) if setting.scale == "ci" else _mnist_4_9(local.find(MNIST, setting.data_dir))
+    rows = setting.streams.numpy("rows").permutation(len(y))[: 2 * plan.n]
+    factory = functools.partial(perceptron, math.prod(X.shape[1:])) if setting.scale != "paper" else mnist_network
+    arrays: dict[str, np.ndarray] = {"epochs": np.array(plan.epochs)}
     for noise in ("right", "original"):
-        curves = _langevin(setting, factory, X[rows], y[rows], noise, streams, device)
+        curves = _train_langevin(plan, factory, X[rows], y[rows], noise, setting)
         arrays |= {f"{name}_{noise}": values for name, values in curves.items()}
     scalars = {name: float(values[-1]) for name, values in arrays.items() if name != "epochs"}
     ratio = scalars["negrea_right"] / scalars["fcmi_right"]
-    return arrays, {"negrea_over_fcmi": ratio, **scalars}, {"n": setting.n, "n_splits": setting.n_splits}
+    return Found(arrays, {"negrea_over_fcmi": ratio, **scalars}, {"n": plan.n, "n_splits": plan.n_splits})
 
 
-def _langevin(
-    setting: Langevin,
-    factory: Callable[[], Any],
-    X: np.ndarray,
-    y: np.ndarray,
-    noise: str,
-    streams: Streams,
-    device: str,
+def _train_langevin(
+    plan: Langevin, factory: Callable[[], nn.Module], X: np.ndarray, y: np.ndarray, noise: str, setting: Setting
 ) -> dict[str, np.ndarray]:
     """Return errors, f-CMI, its null and Negrea's bound where the chosen epochs end."""
     import torch
@@ -238,47 +211,49 @@ def _langevin(
     from ._batched import Networks, epoch_batches
     from ._langevin import SGLD
 
-    n, k2 = setting.n, setting.n_splits
-    S = sample_supersample(n, k2, streams)
-    train, seeds = 2 * np.arange(n) + S, [streams.seed(f"run-{k}") for k in range(k2)]
+    streams, device = setting.streams, check_device("device", setting.device)
+    S = sample_supersample(plan.n, plan.n_splits, streams)
+    train, seeds = 2 * np.arange(plan.n) + S, [streams.seed(f"run-{k}") for k in range(plan.n_splits)]
     with streams.torch_global("init", device):
         first = factory()
-    nets = Networks([first] * k2, check_device("device", device))
-    optimizer = SGLD(nets.parameters(), lr=float(setting.lr(np.array(0))), random_state=streams)
+    nets = Networks([first] * plan.n_splits, device)
+    optimizer = SGLD(nets.parameters(), lr=float(plan.lr(np.array(0))), random_state=streams)
     inputs, targets = torch.from_numpy(X).to(device), torch.from_numpy(y).to(device)
     variances: list[np.ndarray] = []
     points: dict[str, list[float]] = {}
-    for epoch in range(setting.epochs[-1]):
-        for rows in epoch_batches(train, seeds, epoch, setting.batch_size):
+    for epoch in range(plan.epochs[-1]):
+        for rows in epoch_batches(train, seeds, epoch, plan.batch_size):
             t = len(variances)
-            some = train[:, :100] if t % setting.interval == 0 else None
+            some = train[:, :100] if t % plan.interval == 0 else None
             variances.append(nets.gradient_variance(inputs[some], targets[some]) if some is not None else variances[-1])
-            _set(optimizer, setting, t, noise)
+            _set(optimizer, plan, t, noise)
             nets.step(optimizer, inputs[rows], targets[rows])
-        if epoch + 1 in setting.epochs:
-            for name, value in _read_langevin(setting, S, nets.predict(inputs), y, np.array(variances)).items():
+        if epoch + 1 in plan.epochs:
+            for name, value in _read_langevin(plan, S, nets.predict(inputs), y, np.array(variances)).items():
                 points.setdefault(name, []).append(value)
     return {name: np.array(values) for name, values in points.items()}
 
 
-def _set(optimizer: Any, setting: Langevin, t: int, noise: str) -> None:
+def _set(optimizer: SGLD, plan: Langevin, t: int, noise: str) -> None:
+    """Set learning rate, temperature and noise of iteration `t`."""
     (group,) = optimizer.param_groups
-    group["lr"], group["beta"] = float(setting.lr(np.array(t))), float(setting.beta(np.array(t)))
+    group["lr"], group["beta"] = float(plan.lr(np.array(t))), float(plan.beta(np.array(t)))
     group["noise_scale"] = 1.0 if noise == "right" else 1 / group["beta"]
 
 
 def _read_langevin(
-    setting: Langevin, S: np.ndarray, predicted: np.ndarray, y: np.ndarray, variances: np.ndarray
+    plan: Langevin, S: np.ndarray, predicted: np.ndarray, y: np.ndarray, variances: np.ndarray
 ) -> dict[str, float]:
-    n, t = setting.n, np.arange(len(variances) + 1)
-    runs = SupersampleRuns(S, predicted.reshape(len(S), n, 2), y.reshape(n, 2))
+    """Return what classes (n_splits, 2n) and gradient variances (T, n_splits) so far say."""
+    t = np.arange(len(variances) + 1)
+    runs = SupersampleRuns(S, predicted.reshape(len(S), plan.n, 2), y.reshape(plan.n, 2))
     scalars = runs.bounds().scalars
-    noise = [sgld_bound(n, setting.batch_size, setting.lr(t), setting.beta(t), v) for v in variances.T]
+    noise = [sgld_bound(plan.n, plan.batch_size, plan.lr(t), plan.beta(t), v) for v in variances.T]
     read = {name: scalars[name] for name in ("train_error", "test_error", "gap", "fcmi", "kl", "tightest")}
     return {**read, "null": runs.permutation_null(20, 0).scalars["fcmi"], "negrea": float(np.mean(noise))}
 
 
-STUDIES: dict[str, Callable[[str, int, DataDir, str], Measured]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     **{f"mnist-{n}": functools.partial(_mnist, n) for n in PUBLISHED},
     "successors": _successors,
     "over-n": _over_n,
@@ -286,3 +261,5 @@ STUDIES: dict[str, Callable[[str, int, DataDir, str], Measured]] = {
     "plug-in-bias": _plug_in_bias,
     "sgld": _sgld,
 }
+STUDY = Study("generalization.fcmi", MEASUREMENTS, scales=tuple(LANGEVIN), gpu=True)
+run = STUDY.run

@@ -254,6 +254,8 @@ def test_bad_input(tmp_path):
         ({"design": "fair"}, ValueError, "one of"),
         ({"y": np.array([None, "cat"] * 60)}, TypeError, "one type"),
         ({"verbose": "a lot"}, TypeError, "integer"),
+        ({"deterministic": "no"}, TypeError, "True or False"),
+        ({"X": None}, ValueError, "a sample per row"),
         ({"checkpoint_dir": 3}, TypeError, "path"),
         ({"random_state": None, "checkpoint_dir": tmp_path}, ValueError, "checkpoint_dir"),
     ]
@@ -269,9 +271,29 @@ def test_bad_input(tmp_path):
     ]
     check_bad_input(BatchedTrainer, trained, factory=network)
     train = np.arange(10)[None]
+    examples = [
+        ({"X": X[0]}, ValueError, "n_examples"),
+        ({"y": Y[1:]}, ValueError, "(120)"),
+        ({"y": Y - 1}, ValueError, "from 0, got -1"),
+        ({"y": Y + 0.5}, ValueError, "whole numbers"),
+        ({"train": train[0]}, ValueError, "(n_runs, n)"),
+        ({"train": train + 120}, ValueError, "0 to 119, got 120 to 129"),
+        ({"train": train[:, :0]}, ValueError, "(1, 0)"),
+        ({"seeds": [0, 1]}, ValueError, "same length"),
+        ({"seeds": ["a"]}, TypeError, "integer"),
+    ]
+    check_bad_input(trainer(network).fit_predict, examples, X=X, y=Y, train=train, seeds=[0])
+    langevin = [
+        ({"lr": -1.0}, ValueError, ">= 0"),
+        ({"beta": 0}, ValueError, "> 0"),
+        ({"beta": True}, TypeError, "number"),
+        ({"noise_scale": "right"}, TypeError, "number"),
+    ]
+    check_bad_input(SGLD, langevin, params=[torch.zeros(2, requires_grad=True)])
     for factory, error, words in (
         (lambda: 3, TypeError, "torch.nn.Module"),
         (lambda: network(1), ValueError, "logits"),
+        (lambda: torch.nn.Linear(99, 2), ValueError, "inputs of shape"),
         (diverging, ValueError, "learning_rate"),
     ):
         with pytest.raises(error, match=words):
@@ -283,7 +305,7 @@ def test_bad_input(tmp_path):
 def test_study(claim):
     from natwise import registry
 
-    card = next(card for card in registry.cards() if card.key == study.KIND)
+    card = next(card for card in registry.cards() if card.key == study.STUDY.key)
     result = study.run(claim, scale="ci", seed=0)
     row = next(row for row in card.claims if row.id == claim)
     assert row.holds(result.scalars[row.metric])
@@ -297,8 +319,8 @@ def test_study(claim):
 def test_study_of_images(claim, scale, gap, local_data, monkeypatch):
     local_data(study.MNIST)
     monkeypatch.setattr(study, "mnist_network", functools.partial(study.perceptron, 784))
-    study._mnist_runs.cache_clear()
+    study._mnist_runs_of.cache_clear()
     scalars = (result := study.run(claim, scale=scale, seed=0)).scalars
-    study._mnist_runs.cache_clear()
+    study._mnist_runs_of.cache_clear()
     assert scalars[gap] <= scalars[gap.replace("gap", "fcmi")]
     assert study.figure(claim, result).axes

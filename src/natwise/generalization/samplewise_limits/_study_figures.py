@@ -19,7 +19,7 @@ def draw(claim: str, result: Result) -> Figure:
     if claim in ("silent-samples", "constant-gap"):
         return _draw_story(result)
     figure = Figure(figsize=(6.4, 4), layout="constrained")
-    _DRAWINGS[claim](figure.add_subplot(), result)
+    DRAWINGS[claim](figure.add_subplot(), result)
     return figure
 
 
@@ -113,7 +113,7 @@ def _draw_posterior(axes: Axes, result: Result) -> None:
     axes.set(ylabel="probability, over training sets, that it is 1/2", ylim=(0, 1.15))
 
 
-_DRAWINGS: dict[str, Callable[[Axes, Result], None]] = {
+DRAWINGS: dict[str, Callable[[Axes, Result], None]] = {
     "pair-formula": _draw_pairs,
     "pair-bound": _draw_slack,
     "samplewise-analogue": _draw_analogue,

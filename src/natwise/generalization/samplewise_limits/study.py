@@ -1,16 +1,16 @@
-"""Re-measure, by exact enumeration, what single samples cannot bound and what pairs of samples can."""
+"""Re-measure, by exact enumeration, what single samples cannot bound and what pairs of samples can.
+
+Only the problems of `pair-bound` and the two runs that are shown are drawn at random.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.generalization.samplewise_limits import _study_figures
 from natwise.generalization.samplewise_limits._constructions import (
     affine_parity_problem,
@@ -18,12 +18,11 @@ from natwise.generalization.samplewise_limits._constructions import (
     constant_on_training_set,
 )
 from natwise.generalization.samplewise_limits._problem import FiniteLearningProblem
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Measured = tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]
 
 PARITY = ((2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4))
 BALANCED = ((2, 4), (2, 6), (3, 6), (2, 8), (3, 8))
@@ -31,19 +30,8 @@ SHOWN = (4, 4)
 N_RANDOM = {"ci": 200, "small": 2000}
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None) -> Result:
-    """Measure one claim of the card; everything is exact, and only ``pair-bound`` draws anything at random."""
-    check_option("claim", claim, list(STUDIES))
-    check_option("scale", scale, list(N_RANDOM))
-    with provenance(seed=seed) as record:
-        arrays, scalars, params = STUDIES[claim](scale, Streams.of(seed))
-    kind = f"generalization.samplewise_limits/{claim}"
-    return Result(kind, arrays=arrays, scalars=scalars, params={"scale": scale, **params}, provenance=record)
-
-
 def figure(claim: str, result: Result) -> Figure:
     """Draw the result of one claim."""
-    check_option("claim", claim, list(STUDIES))
     return _study_figures.draw(claim, result)
 
 
@@ -78,21 +66,19 @@ def random_problem(rng: np.random.Generator) -> FiniteLearningProblem:
     )
 
 
-def _silent_samples(scale: str, streams: Streams) -> Measured:
+def _silent_samples(setting: Setting) -> Found:
     cases = problems()
     single = [max(problem.information(i) for i in range(problem.n_samples)) for problem in cases.values()]
-    shown = affine_parity_problem(*SHOWN)
-    informations = [shown.information(range(size)) for size in (1, 2, 3, 4)]
     scalars = {
         "largest_sample_information": max(single),
         "smallest_pair_information": min(problem.information((0, 1)) for problem in cases.values()),
         "largest_samplewise_bound": max(problem.samplewise_bound() for problem in cases.values()),
     }
-    arrays = {"sample_information": np.array(single), "information": np.array(informations), **_two_runs(streams)}
-    return arrays, scalars, {"cases": list(cases), "shown": SHOWN}
+    arrays = {"sample_information": np.array(single), **_story(setting)}
+    return Found(arrays, scalars, {"cases": list(cases), "shown": SHOWN})
 
 
-def _constant_gap(scale: str, streams: Streams) -> Measured:
+def _constant_gap(setting: Setting) -> Found:
     cases = problems()
     moments = [problem.gap_moments() for problem in cases.values()]
     scalars = {
@@ -101,16 +87,17 @@ def _constant_gap(scale: str, streams: Streams) -> Measured:
         "smallest_squared_gap": min(moment["E_gap2"] for moment in moments),
         "largest_samplewise_bound": max(problem.samplewise_bound() for problem in cases.values()),
     }
-    shown = affine_parity_problem(*SHOWN)
-    informations = [shown.information(range(size)) for size in (1, 2, 3, 4)]
-    return {"information": np.array(informations), **_two_runs(streams)}, scalars, {"shown": SHOWN}
+    return Found(_story(setting), scalars, {"shown": SHOWN})
 
 
-def _two_runs(streams: Streams) -> dict[str, np.ndarray]:
-    """Return training points and losses on all points of two runs: one right on its training set, one wrong."""
+def _story(setting: Setting) -> dict[str, np.ndarray]:
+    """Return two runs, right and wrong on their training sets, and the information in one, two, … of the samples.
+
+    Training points are (2, n), losses on all points (2, n_points).
+    """
     n, d = SHOWN
     problem = affine_parity_problem(n, d)
-    rng = streams.numpy("runs")
+    rng = setting.streams.numpy("runs")
     kernel = problem.kernel.reshape(*[problem.n_points] * n, -1)
     training: list[np.ndarray] = []
     losses: list[np.ndarray] = []
@@ -120,10 +107,15 @@ def _two_runs(streams: Streams) -> dict[str, np.ndarray]:
         if loss[points[0]] == len(training):
             training.append(points)
             losses.append(loss)
-    return {"training_points": np.array(training), "losses": np.array(losses)}
+    information = [problem.information(range(size)) for size in range(1, n + 1)]
+    return {
+        "information": np.array(information),
+        "training_points": np.array(training),
+        "losses": np.array(losses),
+    }
 
 
-def _pair_formula(scale: str, streams: Streams) -> Measured:
+def _pair_formula(setting: Setting) -> Found:
     measured, formula = [], []
     cases = problems()
     for problem in cases.values():
@@ -133,12 +125,13 @@ def _pair_formula(scale: str, streams: Streams) -> Measured:
     error = float(np.abs(np.subtract(measured, formula)).max())
     arrays = {"measured": np.array(measured), "formula": np.array(formula)}
     scalars = {"largest_error": error, "smallest": min(measured), "log_2": math.log(2)}
-    return arrays, scalars, {"cases": list(cases)}
+    return Found(arrays, scalars, {"cases": list(cases)})
 
 
-def _pair_bound(scale: str, streams: Streams) -> Measured:
-    rng = streams.numpy("problems")
-    cases = [*problems().values(), *(random_problem(rng) for _ in range(N_RANDOM[scale]))]
+def _pair_bound(setting: Setting) -> Found:
+    """Compare with 200 random problems ("ci") or 2000."""
+    rng, n_random = setting.streams.numpy("problems"), N_RANDOM[setting.scale]
+    cases = [*problems().values(), *(random_problem(rng) for _ in range(n_random))]
     squared = np.array([problem.gap_moments()["E_gap2"] for problem in cases])
     tight = np.array([problem.pairwise_bound("tight") for problem in cases])
     full = np.array([problem.full_sample_bound() for problem in cases])
@@ -149,12 +142,12 @@ def _pair_bound(scale: str, streams: Streams) -> Measured:
         "smallest_slack_expected": float(expected.min()),
         "share_where_pairs_beat_full": float((tight < full).mean()),
     }
-    constructed = np.arange(len(cases)) < len(cases) - N_RANDOM[scale]
+    constructed = np.arange(len(cases)) < len(cases) - n_random
     arrays = {"squared_gap": squared, "pairwise": tight, "constructed": constructed}
-    return arrays, scalars, {"random_problems": N_RANDOM[scale]}
+    return Found(arrays, scalars, {"random_problems": n_random})
 
 
-def _samplewise_analogue(scale: str, streams: Streams) -> Measured:
+def _samplewise_analogue(setting: Setting) -> Found:
     """Put single samples in the place of pairs: the formula is then smaller than what it should bound."""
     problem = balanced_labelling_problem(5, 10)
     n = problem.n_samples
@@ -166,10 +159,10 @@ def _samplewise_analogue(scale: str, streams: Streams) -> Measured:
         "full_sample": problem.full_sample_bound(),
     }
     scalars["excess"] = scalars["squared_gap"] - analogue
-    return {}, scalars, {"n_samples": n, "points": problem.n_points}
+    return Found(scalars=scalars, params={"n_samples": n, "points": problem.n_points})
 
 
-def _posterior_mean(scale: str, streams: Streams) -> Measured:
+def _posterior_mean(setting: Setting) -> Found:
     problem, private = data_coin_problem(3, 3), affine_parity_problem(3, 3)
     scalars = {
         "probability": problem.gap_tail(0.5, over="posterior_mean"),
@@ -179,10 +172,10 @@ def _posterior_mean(scale: str, streams: Streams) -> Measured:
         "pair_information": problem.information((0, 1)),
         "squared_gap": problem.gap_moments()["E_gap2"],
     }
-    return {}, scalars, {"n_samples": 3, "d": 3}
+    return Found(scalars=scalars, params={"n_samples": 3, "d": 3})
 
 
-STUDIES: dict[str, Callable[[str, Streams], Measured]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "silent-samples": _silent_samples,
     "constant-gap": _constant_gap,
     "pair-formula": _pair_formula,
@@ -190,3 +183,5 @@ STUDIES: dict[str, Callable[[str, Streams], Measured]] = {
     "samplewise-analogue": _samplewise_analogue,
     "posterior-mean": _posterior_mean,
 }
+STUDY = Study("generalization.samplewise_limits", MEASUREMENTS)
+run = STUDY.run

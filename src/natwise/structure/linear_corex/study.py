@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,61 +13,21 @@ from matplotlib.figure import Figure
 
 from natwise.core.io import load_npz
 from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.structure.linear_corex._estimator import LinearCorEx
+from natwise.study import Found, Setting, Study
 
-Study = tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]
 BIG5 = "tabular/big5_first1000.npz"
 STOCKS = "tabular/sp500_daily_logreturns_2000_2011.npz"
 PENALTIES = {"ci": (0.4,), "small": (0.3, 0.4, 0.5)}  # of the graphical lasso; the better ones
 DIMENSIONS = {"ci": (256, 2048), "small": (256, 1024, 4096)}
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None) -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        The claim's id.
-    scale : {"ci", "small"}
-        How much to run.
-    seed : int
-        Seeds data and fits.
-    data_dir : path, optional
-        Folder of the local data; default `$NATWISE_DATA`.
-
-    Returns
-    -------
-    Result
-        Scalars hold the claim's metric and the baselines' numbers.
-
-    Raises
-    ------
-    DataNotFoundError
-        If a data file is needed that is not here.
-    """
-    check_option("claim", claim, tuple(_STUDIES))
-    check_option("scale", scale, tuple(DIMENSIONS))
-    with provenance(seed=seed) as record:
-        scalars, arrays, params, notes = _STUDIES[claim](scale, seed, data_dir)
-    return Result(
-        f"structure.linear_corex/{claim}",
-        arrays=arrays,
-        scalars=scalars,
-        params={"scale": scale, "seed": seed, **params},
-        provenance=record,
-        warnings=notes,
-    )
-
-
 def figure(claim: str, result: Result) -> Figure:
     """Draw the result of `claim`."""
-    check_option("claim", claim, tuple(_STUDIES))
     drawing = Figure(figsize=(6.4, 3.8), layout="constrained")
-    _FIGURES[claim](drawing.add_subplot(), result)
+    DRAWINGS[claim](drawing.add_subplot(), result)
     return drawing
 
 
@@ -84,25 +45,30 @@ def modular_sample(
     return factors[:, parents] * loading + np.sqrt(1 - loading**2) * noise, parents
 
 
-def _modular_recovery(scale: str, seed: int, data_dir: Any) -> Study:
+def _modular_recovery(setting: Setting) -> Found:
     S = np.full((10, 10), 0.36)
     np.fill_diagonal(S, 1)
-    noise = Streams(seed).numpy("noise").standard_normal((100, 10))
+    noise = setting.streams.numpy("noise").standard_normal((100, 10))
     white = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)[0] * 10
     X = white @ np.linalg.cholesky(S).T  # its sample correlation matrix is S, not only its expectation
-    model = LinearCorEx(1, random_state=seed).fit(X)
+    model = LinearCorEx(1, random_state=setting.seed).fit(X)
     scalars = {
         "tc": model.tc_,
         "tc_true": float(-0.5 * np.linalg.slogdet(S)[1]),
         "covariance_error": float(np.abs(model.covariance_ - S).max()),
     }
-    return scalars, {"covariance": model.covariance_, "true_covariance": S}, {"p": 10, "rho": 0.6, "n": 100}, ()
+    return Found({"covariance": model.covariance_, "true_covariance": S}, scalars, {"p": 10, "rho": 0.6, "n": 100})
 
 
-def _big5(scale: str, seed: int, data_dir: Any) -> Study:
+def _big5(setting: Setting) -> Found:
+    return _compare_groups(local.find(BIG5, setting.data_dir), setting.seed)
+
+
+@lru_cache(maxsize=1)  # two claims read the same fits
+def _compare_groups(path: Path, seed: int) -> Found:
     from sklearn.decomposition import PCA, FactorAnalysis
 
-    X = load_npz(local.find(BIG5, data_dir))["X"].astype(float)
+    X = load_npz(path)["X"].astype(float)
     traits = np.arange(X.shape[1]) % 5
     Z = (X - X.mean(axis=0)) / X.std(axis=0)
     model = LinearCorEx(5, random_state=seed).fit(X)
@@ -121,24 +87,24 @@ def _big5(scale: str, seed: int, data_dir: Any) -> Study:
     notes = (
         "18 answers are coded -1 (missing) and enter as they are, as in the reference; *_missing_filled treats them",
     )
-    return scalars, {"mutual_information": model.mutual_info_, "traits": traits}, {"n_components": 5}, notes
+    arrays = {"mutual_information": model.mutual_info_, "traits": traits}
+    return Found(arrays, scalars, {"n_components": 5}, warnings=notes)
 
 
-def _stocks(n_days: int, n_components: int) -> Callable[[str, int, Any], Study]:
-    def study(scale: str, seed: int, data_dir: Any) -> Study:
-        returns = load_npz(local.find(STOCKS, data_dir))["logret_x5000"] / 5000.0
-        models = _covariance_models(n_components, seed, PENALTIES[scale])
-        losses: dict[str, list[float]] = {name: [] for name in models}
-        for train, test in _windows(returns, n_days):
-            for name, model in models.items():
-                losses[name].append(_held_out_loss(model, train, test))
-        params = {"n_days": n_days, "n_components": n_components, "n_windows": len(losses["linear_corex"])}
-        arrays = {name: np.array(values) for name, values in losses.items()}
-        means = {name: float(np.mean(values)) for name, values in losses.items()}
-        better = [name for name, value in means.items() if value < means["linear_corex"]]
-        return means, arrays, params, tuple(f"{name} is better" for name in better)
-
-    return study
+def _stocks(n_days: int, n_components: int, setting: Setting) -> Found:
+    returns = load_npz(local.find(STOCKS, setting.data_dir))["logret_x5000"] / 5000.0
+    models = _covariance_models(n_components, setting.seed, PENALTIES[setting.scale])
+    losses: dict[str, list[float]] = {name: [] for name in models}
+    for train, test in _windows(returns, n_days):
+        for name, model in models.items():
+            losses[name].append(_held_out_loss(model, train, test))
+    means = {name: float(np.mean(values)) for name, values in losses.items()}
+    return Found(
+        {name: np.array(values) for name, values in losses.items()},
+        means,
+        {"n_days": n_days, "n_components": n_components, "n_windows": len(losses["linear_corex"])},
+        warnings=[f"{name} is better" for name, value in means.items() if value < means["linear_corex"]],
+    )
 
 
 def _held_out_loss(model: Any, train: np.ndarray, test: np.ndarray) -> float:
@@ -174,26 +140,23 @@ def _windows(returns: np.ndarray, n_days: int, horizon: int = 60, stride: int = 
         yield (train - mean) / std, np.clip((test - mean) / std, -6, 6)
 
 
-def _blessing(scale: str, seed: int, data_dir: Any) -> Study:
-    setting = {"n_components": 64, "n_samples": 300, "snr": 0.1}
-    dimensions = DIMENSIONS[scale]
+def _blessing(setting: Setting) -> Found:
+    """Group more and more variables, up to 2048 ("ci") or 4096, with equal and with random signs."""
+    size: dict[str, Any] = {"n_components": 64, "n_samples": 300, "snr": 0.1}
+    dimensions = DIMENSIONS[setting.scale]
     curves: dict[str, list[float]] = {}
     for random_signs in (False, True):
         suffix = "_random_signs" if random_signs else ""
         for p in dimensions:
-            X, parents = modular_sample(p, 64, 300, 0.1, seed, random_signs=random_signs)
-            for name, labels in _groupings(X, 64, seed):
+            X, parents = modular_sample(p, **size, seed=setting.seed, random_signs=random_signs)
+            for name, labels in _groupings(X, size["n_components"], setting.seed):
                 curves.setdefault(name + suffix, []).append(_ari(parents, labels))
     arrays = {name: np.array(values) for name, values in curves.items()} | {"p": np.array(dimensions)}
     scalars = {f"ari_{name}": values[-1] for name, values in curves.items()}
     scalars["ari_gain"] = curves["linear_corex"][-1] - curves["linear_corex"][0]
     best = max(("linear_corex", "k_means", "factor_analysis_varimax"), key=lambda name: curves[name][-1])
-    notes = (
-        ()
-        if best == "linear_corex"
-        else (f"{best} finds the groups better at p = {dimensions[-1]} when all signs agree",)
-    )
-    return scalars, arrays, {**setting, "p": list(dimensions)}, notes
+    note = f"{best} finds the groups better at p = {dimensions[-1]} when all signs agree"
+    return Found(arrays, scalars, {**size, "p": list(dimensions)}, warnings=[] if best == "linear_corex" else [note])
 
 
 def _groupings(X: np.ndarray, m: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -258,15 +221,15 @@ def _draw_blessing(axes: Any, result: Result) -> None:
     axes.legend(fontsize="small")
 
 
-_STUDIES: dict[str, Callable[[str, int, Any], Study]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "modular-recovery": _modular_recovery,
     "big5-clusters": _big5,
     "big5-tc": _big5,
-    "stocks-50-days": _stocks(50, 10),
-    "stocks-25-days": _stocks(25, 5),
+    "stocks-50-days": partial(_stocks, 50, 10),
+    "stocks-25-days": partial(_stocks, 25, 5),
     "blessing-of-dimensionality": _blessing,
 }
-_FIGURES: dict[str, Callable[[Any, Result], None]] = {
+DRAWINGS: dict[str, Callable[[Any, Result], None]] = {
     "modular-recovery": _draw_covariance,
     "big5-clusters": _draw_big5,
     "big5-tc": _draw_big5,
@@ -274,3 +237,5 @@ _FIGURES: dict[str, Callable[[Any, Result], None]] = {
     "stocks-25-days": _draw_stocks,
     "blessing-of-dimensionality": _draw_blessing,
 }
+STUDY = Study("structure.linear_corex", MEASUREMENTS)
+run = STUDY.run

@@ -9,9 +9,10 @@ averaged over the 24 letters.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,54 +20,20 @@ from matplotlib.figure import Figure
 
 from natwise.core.io import load_npz
 from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.structure.minsyn import synergy
 from natwise.structure.minsyn._estimator import MinSyn
+from natwise.study import Found, Setting, Study
 
-Study = tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]
 WORDS = "images/words3_glyphs.npz"
 N_POSITIONS, N_LETTERS = 3, 8
 N_FACTORS = N_POSITIONS * N_LETTERS
 SHOWN = 6
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None) -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        The claim's id.
-    scale : {"ci", "small"}
-        How much to run.
-    seed : int
-        Seeds data and fits.
-    data_dir : path, optional
-        Folder of the local data; default `$NATWISE_DATA`.
-
-    Returns
-    -------
-    Result
-        Scalars hold the claim's metric and the baselines' numbers.
-
-    Raises
-    ------
-    DataNotFoundError
-        If a data file is needed that is not here.
-    """
-    check_option("claim", claim, tuple(_STUDIES))
-    check_option("scale", scale, ("ci", "small"))
-    with provenance(seed=seed) as record:
-        scalars, arrays, params = _STUDIES[claim](scale, seed, data_dir)
-    params = {"scale": scale, "seed": seed, **params}
-    return Result(f"structure.minsyn/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
 def figure(claim: str, result: Result) -> Figure:
     """Draw the result of `claim`."""
-    check_option("claim", claim, tuple(_STUDIES))
     return _draw_measures(result) if claim == "synergy-values" else _draw_factors(result)
 
 
@@ -102,9 +69,9 @@ class Strings:
         return float((np.abs(letters.T @ Z) / np.maximum(norms, 1e-12)).max(1).mean())
 
 
-def load_strings(data_dir: str | os.PathLike[str] | None) -> Strings:
+def load_strings(path: Path) -> Strings:
     """Return the words: 206 of the dictionary to fit, 306 other strings held out."""
-    data = load_npz(local.find(WORDS, data_dir))
+    data = load_npz(path)
     codes = {(k, letter): j for k in range(N_POSITIONS) for j, letter in enumerate(data["letters"][k])}
     train, test = (
         np.array([[codes[k, letter] for k, letter in enumerate(word)] for word in data[name]])
@@ -124,41 +91,52 @@ def synthetic_strings(seed: int, *, side: int = 8, n_train: int = 206) -> String
     return Strings(glyphs, strings[order[:n_train]], strings[order[n_train:]])
 
 
-def _strings_study(
-    load: Callable[[int, Any], Strings],
+def _synthetic(setting: Setting) -> Found:
+    return _find_letters(synthetic_strings(setting.seed), setting)
+
+
+def _words(setting: Setting, **options: Any) -> Found:
+    return _find_letters_of_words(local.find(WORDS, setting.data_dir), setting, **options)
+
+
+@lru_cache(maxsize=1)  # two claims read the same fits
+def _find_letters_of_words(path: Path, setting: Setting, **options: Any) -> Found:
+    return _find_letters(load_strings(path), setting, **options)
+
+
+def _find_letters(
+    strings: Strings,
+    setting: Setting,
     *,
     likelihood: str = "gaussian",
     pixel_noise: float = 0.0,
     negated: bool = False,
-) -> Callable[[str, int, Any], Study]:
-    def study(scale: str, seed: int, data_dir: Any) -> Study:
-        strings = load(seed, data_dir)
-        noise = Streams(seed).numpy("pixels")
-        train, test = (
-            (1 - images if negated else images) + pixel_noise * noise.standard_normal(images.shape)
-            for images in (strings.train, strings.test)
-        )
-        settings: dict[str, Any] = {"likelihood": likelihood}
-        if likelihood == "bernoulli":
-            settings |= {"beta": 0.5, "n_init": 2 if scale == "ci" else 6}
-        model = MinSyn(N_FACTORS, **settings, random_state=seed).fit(train)
-        found = {"minsyn": (model.components_, model.transform(test)), **_baselines(train, test, seed)}
-        scalars = {f"purity_{name}": strings.purity(weights) for name, (weights, _) in found.items()}
-        scalars |= {f"letters_{name}": strings.letter_correlation(factors) for name, (_, factors) in found.items()}
-        arrays = {f"weights_{name}": weights[:SHOWN] for name, (weights, _) in found.items()}
-        settings["image"] = list(strings.shape)
-        return scalars, arrays, {**settings, "n_factors": N_FACTORS, "pixel_noise": pixel_noise, "negated": negated}
-
-    return study
+) -> Found:
+    """Fit MinSyn and the baselines; binary factors from two random starts ("ci") or six."""
+    noise = setting.streams.numpy("pixels")
+    train, test = (
+        (1 - images if negated else images) + pixel_noise * noise.standard_normal(images.shape)
+        for images in (strings.train, strings.test)
+    )
+    options: dict[str, Any] = {"likelihood": likelihood}
+    if likelihood == "bernoulli":
+        options |= {"beta": 0.5, "n_init": 2 if setting.scale == "ci" else 6}
+    model = MinSyn(N_FACTORS, **options, random_state=setting.seed).fit(train)
+    found = {"minsyn": (model.components_, model.transform(test)), **_baselines(train, test, setting.streams)}
+    scalars = {f"purity_{name}": strings.purity(weights) for name, (weights, _) in found.items()}
+    scalars |= {f"letters_{name}": strings.letter_correlation(factors) for name, (_, factors) in found.items()}
+    arrays = {f"weights_{name}": weights[:SHOWN] for name, (weights, _) in found.items()}
+    options |= {"image": list(strings.shape), "n_factors": N_FACTORS, "pixel_noise": pixel_noise, "negated": negated}
+    return Found(arrays, scalars, options)
 
 
-def _baselines(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _baselines(train: np.ndarray, test: np.ndarray, streams: Streams) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return weights and held-out factors of the methods that a user would try first."""
     from sklearn.decomposition import NMF, PCA, FastICA
 
     from natwise.structure.linear_corex import LinearCorEx
 
-    random: dict[str, Any] = {"random_state": Streams(seed).seed("baselines") % 2**31}
+    random: dict[str, Any] = {"random_state": streams.seed("baselines") % 2**31}
     models: dict[str, Any] = {
         "linear_corex": LinearCorEx(N_FACTORS, **random),
         "fast_ica": FastICA(N_FACTORS, max_iter=2000, tol=1e-3, whiten="unit-variance", **random),
@@ -175,7 +153,7 @@ def _baselines(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, tupl
     return found
 
 
-def _synergy_values(scale: str, seed: int, data_dir: Any) -> Study:
+def _synergy_values(setting: Setting) -> Found:
     """Compare the three measures with what follows by hand."""
     bit = np.log(2)
     and_information = np.log(4) - 0.75 * np.log(3)  # the entropy of an AND of fair bits
@@ -200,7 +178,8 @@ def _synergy_values(scale: str, seed: int, data_dir: Any) -> Study:
         for name, value in zip(measures, row, strict=True)
     }
     scalars["largest_error"] = float(np.nanmax(np.abs(measured - exact)))
-    return scalars, {"measured": measured, "exact": exact}, {"cases": list(cases), "measures": list(measures)}
+    params = {"cases": list(cases), "measures": list(measures)}
+    return Found({"measured": measured, "exact": exact}, scalars, params)
 
 
 def _gate(function: Callable[..., Any]) -> np.ndarray:
@@ -241,12 +220,14 @@ def _draw_measures(result: Result) -> Figure:
     return drawing
 
 
-_STUDIES: dict[str, Callable[[str, int, Any], Study]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "synergy-values": _synergy_values,
-    "synthetic-strings": _strings_study(lambda seed, data_dir: synthetic_strings(seed)),
-    "words-purity": _strings_study(lambda seed, data_dir: load_strings(data_dir)),
-    "words-ica": _strings_study(lambda seed, data_dir: load_strings(data_dir)),
-    "words-noise": _strings_study(lambda seed, data_dir: load_strings(data_dir), pixel_noise=0.05),
-    "words-negated": _strings_study(lambda seed, data_dir: load_strings(data_dir), negated=True),
-    "words-letters": _strings_study(lambda seed, data_dir: load_strings(data_dir), likelihood="bernoulli"),
+    "synthetic-strings": _synthetic,
+    "words-purity": _words,
+    "words-ica": _words,
+    "words-noise": partial(_words, pixel_noise=0.05),
+    "words-negated": partial(_words, negated=True),
+    "words-letters": partial(_words, likelihood="bernoulli"),
 }
+STUDY = Study("structure.minsyn", MEASUREMENTS)
+run = STUDY.run

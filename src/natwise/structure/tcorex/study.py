@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 
 from natwise.core.io import load_npz
 from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.structure.tcorex._baselines import Candidate, methods
 from natwise.structure.tcorex._estimator import TCorEx
 from natwise.structure.tcorex._synthetic import sample_periods, smooth_change, sudden_change
+from natwise.study import Found, Setting, Study
 
-Study = tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]
 STOCKS = "tabular/sp500_daily_logreturns_2000_2011.npz"
 SYNTHETIC: dict[str, dict[str, int]] = {
     "ci": {"n_periods": 6, "n_features": 48, "n_components": 6},
@@ -35,77 +34,33 @@ N_TRAIN, N_VALIDATION, N_TEST = 16, 16, 200
 OTHERS = ("linear_corex", "linear_corex_pooled", "ledoit_wolf", "oas", "factor_analysis", "graphical_lasso")
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None) -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        The claim's id.
-    scale : {"ci", "small"}
-        How much to run.
-    seed : int
-        Seeds data and fits.
-    data_dir : path, optional
-        Folder of the local data; default `$NATWISE_DATA`.
-
-    Returns
-    -------
-    Result
-        Scalars hold the claim's metric and the baselines' numbers.
-
-    Raises
-    ------
-    DataNotFoundError
-        If a data file is needed that is not here.
-    """
-    check_option("claim", claim, tuple(_STUDIES))
-    check_option("scale", scale, tuple(SYNTHETIC))
-    with provenance(seed=seed) as record:
-        scalars, arrays, params, notes = _STUDIES[claim](scale, seed, data_dir)
-    return Result(
-        f"structure.tcorex/{claim}",
-        arrays=arrays,
-        scalars=scalars,
-        params={"scale": scale, "seed": seed, **params},
-        provenance=record,
-        warnings=notes,
-    )
-
-
 def figure(claim: str, result: Result) -> Figure:
     """Draw the result of `claim`."""
-    check_option("claim", claim, tuple(_STUDIES))
     drawing = Figure(figsize=(6.4, 3.8), layout="constrained")
-    _FIGURES[claim](drawing, result)
+    DRAWINGS[claim](drawing, result)
     return drawing
 
 
-def _synthetic(change: Callable[..., Any]) -> Callable[[str, int, Any], Study]:
-    def study(scale: str, seed: int, data_dir: Any) -> Study:
-        size = SYNTHETIC[scale]
-        models = change(**size, random_state=seed)
-        streams = Streams(seed)
-        train, validation, test = (
-            sample_periods(models, n, streams.child(name))
-            for name, n in (("train", N_TRAIN), ("validation", N_VALIDATION), ("test", N_TEST))
-        )
-        estimators = methods(size["n_components"], seed, **GRID[scale])
-        losses = {name: _held_out(candidates, train, validation, test) for name, candidates in estimators.items()}
-        losses["truth"] = negative_log_likelihood(np.stack([model.covariance() for model in models]), *test)
-        return _compare(losses, {**size, "n_train": N_TRAIN, "n_validation": N_VALIDATION, "n_test": N_TEST})
-
-    return study
+def _synthetic(change: Callable[..., Any], setting: Setting) -> Found:
+    size = SYNTHETIC[setting.scale]
+    models = change(**size, random_state=setting.seed)
+    train, validation, test = (
+        sample_periods(models, n, setting.streams.child(name))
+        for name, n in (("train", N_TRAIN), ("validation", N_VALIDATION), ("test", N_TEST))
+    )
+    estimators = methods(size["n_components"], setting.seed, **GRID[setting.scale])
+    losses = {name: _held_out(candidates, train, validation, test) for name, candidates in estimators.items()}
+    losses["truth"] = negative_log_likelihood(np.stack([model.covariance() for model in models]), *test)
+    return _compare(losses, {**size, "n_train": N_TRAIN, "n_validation": N_VALIDATION, "n_test": N_TEST})
 
 
-def _change_point(scale: str, seed: int, data_dir: Any) -> Study:
-    size = SYNTHETIC[scale]
-    n_series = N_SERIES[scale]
+def _change_point(setting: Setting) -> Found:
+    size, n_series = SYNTHETIC[setting.scale], N_SERIES[setting.scale]
     true = size["n_periods"] // 2 - 1
-    scores = {"tcorex": [], "ledoit_wolf": [], "linear_corex": []}  # type: dict[str, list[np.ndarray]]
-    baselines = methods(size["n_components"], seed, l1=(), gamma=())
+    scores: dict[str, list[np.ndarray]] = {"tcorex": [], "ledoit_wolf": [], "linear_corex": []}
+    baselines = methods(size["n_components"], setting.seed, l1=(), gamma=())
     for k in range(n_series):
-        streams = Streams(seed).child(k)
+        streams = setting.streams.child(k)
         X, times = sample_periods(sudden_change(**size, random_state=streams), N_TRAIN, streams)
         model = TCorEx(size["n_components"], l1=0.3, gamma=0.4, random_state=streams.seed("fit")).fit(X, times)
         scores["tcorex"].append(model.change_scores())
@@ -117,33 +72,31 @@ def _change_point(scale: str, seed: int, data_dir: Any) -> Study:
     arrays["labels"] = model.labels_
     arrays["moved"] = model.feature_change_scores()
     params = {**size, "n_train": N_TRAIN, "n_series": n_series, "true_change": true, "l1": 0.3, "gamma": 0.4}
-    return scalars, arrays, params, ()
+    return Found(arrays, scalars, params)
 
 
-def _stocks(scale: str, seed: int, data_dir: Any) -> Study:
+def _stocks(setting: Setting) -> Found:
     """Ten windows of 16 training, 4 validation and 4 test days, as in the paper, from several starts."""
-    n_starts = {"ci": 1, "small": 3}[scale]
-    returns = load_npz(local.find(STOCKS, data_dir))["logret_x5000"] / 5000.0
+    n_starts, returns = {"ci": 1, "small": 3}[setting.scale], _returns(setting)
     losses: dict[str, list[float]] = {}
     for start in np.linspace(0, len(returns) - 240, n_starts).astype(int):
         Z = _standardized(returns[start : start + 240])
-        shuffled = _shuffled_within(24, 240, Streams(seed).child(int(start)))
+        shuffled = _shuffled_within(24, 240, setting.streams.child(int(start)))
         position, times = np.arange(240) % 24, np.arange(240) // 24
         parts = [position < 16, (position >= 16) & (position < 20), position >= 20]
         train, validation, test = ((Z[shuffled[part]], times[part]) for part in parts)
-        for name, candidates in methods(16, seed, **STOCK_GRID).items():
+        for name, candidates in methods(16, setting.seed, **STOCK_GRID).items():
             losses.setdefault(name, []).append(_held_out(candidates, train, validation, test))
     means = {name: float(np.mean(values)) for name, values in losses.items()}
     return _compare(means, {"n_periods": 10, "days": [16, 4, 4], "n_components": 16, "n_starts": n_starts})
 
 
-def _portfolio(scale: str, seed: int, data_dir: Any) -> Study:
+def _portfolio(setting: Setting) -> Found:
     """Least-variance long-only portfolios from ten windows of 12 days, held for the next 12 days."""
-    n_starts = {"ci": 1, "small": 8}[scale]
-    returns = load_npz(local.find(STOCKS, data_dir))["logret_x5000"] / 5000.0
+    n_starts, returns = {"ci": 1, "small": 8}[setting.scale], _returns(setting)
     chosen = {
         name: candidates[0]
-        for name, candidates in methods(16, seed, l1=(0.1,), gamma=(0.8,)).items()
+        for name, candidates in methods(16, setting.seed, l1=(0.1,), gamma=(0.8,)).items()
         if name in ("tcorex", "ledoit_wolf", "oas", "linear_corex", "linear_corex_pooled")
     }
     daily: dict[str, list[np.ndarray]] = {name: [] for name in (*chosen, "equal_weights")}
@@ -157,7 +110,12 @@ def _portfolio(scale: str, seed: int, data_dir: Any) -> Study:
     volatility = {f"volatility_{name}": float(np.mean([x.std() for x in days])) for name, days in daily.items()}
     scalars = {**volatility, "ratio": volatility["volatility_tcorex"] / volatility["volatility_ledoit_wolf"]}
     arrays = {name: np.concatenate(days) for name, days in daily.items()}
-    return scalars, arrays, {"days": [120, 12], "n_starts": n_starts, "l1": 0.1, "gamma": 0.8}, ()
+    return Found(arrays, scalars, {"days": [120, 12], "n_starts": n_starts, "l1": 0.1, "gamma": 0.8})
+
+
+def _returns(setting: Setting) -> np.ndarray:
+    """Return daily log-returns (n_days, n_stocks)."""
+    return load_npz(local.find(STOCKS, setting.data_dir))["logret_x5000"] / 5000.0
 
 
 def least_variance_weights(covariance: np.ndarray) -> np.ndarray:
@@ -191,13 +149,13 @@ def _held_out(candidates: list[Candidate], train: Any, validation: Any, test: An
     return negative_log_likelihood(fitted[best], *test)
 
 
-def _compare(losses: dict[str, float], params: dict[str, Any]) -> Study:
+def _compare(losses: dict[str, float], params: dict[str, Any]) -> Found:
     scalars = {**losses, "advantage": min(losses[name] for name in OTHERS) - losses["tcorex"]}
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     if losses["time_graphical_lasso"] < losses["tcorex"]:
         difference = losses["tcorex"] - losses["time_graphical_lasso"]
         notes = (f"the time-varying graphical lasso, O(T p^3), is better by {difference:.2f} nats per sample",)
-    return scalars, {}, params, notes
+    return Found(scalars=scalars, params=params, warnings=notes)
 
 
 def _precision_changes(covariances: np.ndarray) -> np.ndarray:
@@ -251,17 +209,19 @@ def _draw_portfolio(drawing: Figure, result: Result) -> None:
     axes.set_xlabel("volatility of the held-out daily return (%; lower is better)")
 
 
-_STUDIES: dict[str, Callable[[str, int, Any], Study]] = {
-    "sudden-change": _synthetic(sudden_change),
-    "smooth-change": _synthetic(smooth_change),
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
+    "sudden-change": partial(_synthetic, sudden_change),
+    "smooth-change": partial(_synthetic, smooth_change),
     "change-point": _change_point,
     "stock-windows": _stocks,
     "portfolio": _portfolio,
 }
-_FIGURES = {
+DRAWINGS: dict[str, Callable[[Figure, Result], None]] = {
     "sudden-change": _draw_losses,
     "smooth-change": _draw_losses,
     "change-point": _draw_changes,
     "stock-windows": _draw_losses,
     "portfolio": _draw_portfolio,
 }
+STUDY = Study("structure.tcorex", MEASUREMENTS)
+run = STUDY.run
