@@ -97,7 +97,8 @@ class Ascent:
         torch.mul(G, -r, out=P).addcmul_(self.weights, 2 * r * B / (2 - r))
         factors, rho = self._images(P, out=self._trial_rho)
         steepness = _dot(G, rho)
-        beta = max(0.0, (steepness - _dot(self._trial_gradient, rho)) / self._steepness)
+        change = steepness - _dot(self._trial_gradient, rho)
+        beta = max(0.0, change / self._steepness) if self._steepness else 0.0  # 0: underflow, for tiny data
         if steepness + beta * self._here.slope >= 0:
             beta = 0.0
         self._steepness = steepness

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.gaussian import LowRankDiagCovariance
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_array, check_device, check_integer, check_option, check_real
+from natwise.core.validation import check_array, check_device, check_flag, check_integer, check_option, check_real
+from natwise.structure._inputs import check_missing_values, check_rows, nan_is_missing
 from natwise.structure.linear_corex._annealing import Climb, climb, random_weights
 from natwise.structure.linear_corex._gaussianize import KINDS, SMALLEST_SCALE, Gaussianizer
 from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE, loadings, mutual_information, objective_moments
@@ -221,33 +222,23 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self._nan_is_missing()
+        tags.input_tags.allow_nan = nan_is_missing(self.missing_values)
         return tags
-
-    def _nan_is_missing(self) -> bool:
-        return isinstance(self.missing_values, (float, np.floating)) and bool(np.isnan(self.missing_values))
 
     def _check_parameters(self) -> None:
         check_integer("n_components", self.n_components, minimum=1)
+        for name in ("anneal", "overlap"):
+            check_flag(name, getattr(self, name))
         check_real("tol", self.tol, minimum=0)
         check_integer("max_iter", self.max_iter, minimum=1)
         check_option("gaussianize", self.gaussianize, KINDS)
         check_option("dtype", self.dtype, ("float32", "float64"))
-        if self.missing_values is not None and not self._nan_is_missing():
-            check_real("missing_values", self.missing_values)
+        check_missing_values(self.missing_values)
         check_device("device", self.device)
 
     def _check_data(self, X: Any, *, reset: bool) -> np.ndarray:
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=np.float64,
-            ensure_all_finite="allow-nan" if self._nan_is_missing() else True,
-            ensure_min_samples=2 if reset else 1,
-            ensure_min_features=2 if reset else 1,
-        )
-        expected = reset and self.missing_values is not None and not self._nan_is_missing()
+        X = check_rows(self, X, reset=reset, min_features=2)
+        expected = reset and self.missing_values is not None and not nan_is_missing(self.missing_values)
         if expected and not (self.missing_values == X).any():
             warnings.warn(f"missing_values={self.missing_values!r} does not occur in X", stacklevel=3)
         return X

@@ -66,8 +66,9 @@ def corex_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[
     X = check_array("X", X, shape=("n_samples", "n_features"), dtype=np.float64)
     weights = check_array("weights", weights, shape=("n_components", X.shape[1]), dtype=np.float64)
     eps = check_real("eps", eps, minimum=0, maximum=1)
-    if not len(X):
-        raise ValueError("X must hold at least one sample, got none")
+    for name, rows in (("X", X), ("weights", weights)):
+        if not rows.size:
+            raise ValueError(f"{name} must hold at least one row and one column, got shape {rows.shape}")
     moments = objective_moments(X, weights, eps)
     if not (np.abs(moments["rho"]) < 1).all():
         raise ValueError("X must have columns of mean square 1, got a correlation outside (-1, 1) with a factor")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer
+from natwise.core.validation import check_array, check_integer
 from natwise.result import Result, provenance
+from natwise.structure._inputs import check_each
 from natwise.structure.linear_corex._estimator import LinearCorEx
 
 INDIFFERENCE = 0.01  # share of the best score that is not worth another factor
@@ -44,6 +46,11 @@ def select_n_components(
         Arrays ``n_components``, ``tc_no_overlap`` (the score, nats) and ``tc``, one row per candidate; scalar
         ``n_components``: the choice.
 
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is not as described, or `candidates` holds more factors than there are variables.
+
     Notes
     -----
     The score is sum_i max_j I(X_i ; Y_j) - sum_j I(Y_j ; X) (``TC_no_overlap``): what the factors explain, nothing
@@ -53,14 +60,14 @@ def select_n_components(
     """
     check_integer("n_repeats", n_repeats, minimum=1)
     streams = Streams.of(random_state)
-    chosen = None if candidates is None else [check_integer("candidates", m, minimum=1) for m in candidates]
-    if chosen == []:
-        raise ValueError("candidates must hold at least one number, got none")
+    X = check_array("X", X, shape=("n_samples", "n_features"), finite=False)
+    possible = partial(check_integer, minimum=1, maximum=X.shape[1])
+    chosen = range(1, X.shape[1] + 1) if candidates is None else check_each("candidates", candidates, possible)
     tried: list[int] = []
     scores: list[float] = []
     tcs: list[float] = []
-    with provenance(data={"X": np.asarray(X)}) as record:
-        for m in chosen or range(1, np.shape(X)[1] + 1):
+    with provenance(data={"X": X}) as record:
+        for m in chosen:
             fits = [
                 LinearCorEx(m, random_state=streams.child(f"{m}-{k}").seed("fit"), **parameters).fit(X)
                 for k in range(n_repeats)
@@ -68,7 +75,7 @@ def select_n_components(
             tried.append(m)
             scores.append(max(_tc_no_overlap(fit) for fit in fits))
             tcs.append(max(fit.tc_ for fit in fits))
-            if chosen is None and scores[-1] < 0.95 * max(scores):
+            if candidates is None and scores[-1] < 0.95 * max(scores):
                 break
     enough = (1 - INDIFFERENCE) * max(scores) if max(scores) > 0 else max(scores)
     return Result(

@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from natwise.structure import LinearCorEx, corex_moments, select_n_components
 from natwise.structure.linear_corex._annealing import random_weights
 from natwise.structure.linear_corex._ascent import Ascent
+from natwise.testing import same_bits
 
 
 def standardised(n_samples, n_features, seed=0):
@@ -246,20 +247,26 @@ X = standardised(20, 4)
 WITH_NAN = np.where(np.arange(80).reshape(20, 4) == 5, np.nan, X)
 BAD_FITS = [
     ({}, WITH_NAN, ValueError, "NaN"),
-    ({}, np.where(np.isnan(WITH_NAN), np.inf, X), ValueError, "infinity"),
+    ({}, np.where(np.isnan(WITH_NAN), np.inf, X), ValueError, "no inf, got inf in row 1, column 1"),
     ({"missing_values": -1}, WITH_NAN, ValueError, "NaN"),
     ({"missing_values": np.nan}, np.where(np.arange(4) == 2, np.nan, X), ValueError, "none in column 2"),
     ({}, X[:1], ValueError, "minimum of 2 is required"),
     ({}, X[:, :1], ValueError, "minimum of 2 is required"),
     ({}, X[0], ValueError, "Expected 2D array"),
     ({}, X[None], ValueError, "dim 3"),
+    ({"missing_values": np.nan}, np.where(np.isnan(WITH_NAN), np.inf, X), ValueError, "no inf, got inf"),
     ({}, [["a", "b"], ["c", "d"]], ValueError, "could not convert string"),
+    ({}, X.astype(str), TypeError, "X must be numeric, got dtype <U"),
+    ({}, X.astype("datetime64[s]"), TypeError, "X must be numeric, got dtype datetime64"),
+    ({}, np.ma.masked_greater(X, 1), ValueError, "X must hold no masked values, got"),
     ({}, np.ones((5, 3)), ValueError, "must have a column that varies"),
     ({}, 1e-30 * standardised(20, 3), ValueError, "must have a standard deviation above"),
     ({}, X * 1e200, ValueError, "finite variances"),
     ({"n_components": 0}, X, ValueError, "n_components must be >= 1"),
     ({"n_components": 2.0}, X, TypeError, "n_components must be an integer"),
     ({"n_components": 5}, X, ValueError, "n_components must be at most n_features = 4, got 5"),
+    ({"anneal": "no"}, X, TypeError, "anneal must be True or False"),
+    ({"overlap": 1}, X, TypeError, "overlap must be True or False"),
     ({"gaussianize": "normal"}, X, ValueError, "gaussianize must be one of"),
     ({"dtype": "float16"}, X, ValueError, "dtype must be one of"),
     ({"tol": -1}, X, ValueError, "tol must be >= 0"),
@@ -311,6 +318,11 @@ def test_doubtful_fits_warn_once_and_stay_finite(parameters, data, category, mes
         (lambda: corex_moments(X, np.ones((2, 4)) * 9), ValueError, "must satisfy"),
         (lambda: corex_moments(X, np.zeros((2, 4)), eps=2), ValueError, "eps must be"),
         (lambda: corex_moments(WITH_NAN, np.zeros((2, 4))), ValueError, "X must be finite"),
+        (lambda: corex_moments(X, np.zeros((0, 4))), ValueError, "weights must hold at least one row"),
+        (lambda: corex_moments(X[:0], np.zeros((2, 4))), ValueError, "X must hold at least one row"),
+        (lambda: select_n_components(X[0]), ValueError, "X must have shape"),
+        (lambda: select_n_components(X, 3), TypeError, "candidates must hold numbers to try, got 3"),
+        (lambda: select_n_components(X, [2, 5]), ValueError, "candidates must be >= 1 and <= 4, got 5"),
         (lambda: select_n_components(X, []), ValueError, "at least one"),
         (lambda: select_n_components(X, [0]), ValueError, "candidates must be >= 1"),
     ],
@@ -318,6 +330,19 @@ def test_doubtful_fits_warn_once_and_stay_finite(parameters, data, category, mes
 def test_bad_calls(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_tiny_columns_that_are_taken_as_they_are_tell_nothing():
+    model = LinearCorEx(gaussianize=None, random_state=0).fit(1e-6 * X)
+    assert model.tc_ == pytest.approx(0, abs=1e-12)
+    assert np.isfinite(model.components_).all()
+
+
+def test_a_tensor_with_a_gradient_is_data_like_any_other():
+    tensor = torch.from_numpy(X).requires_grad_()
+    assert same_bits(
+        LinearCorEx(random_state=0).fit(tensor).components_, LinearCorEx(random_state=0).fit(X).components_
+    )
 
 
 @pytest.mark.filterwarnings("ignore:X has nearly identical columns", "ignore:gaussianize=None expects")

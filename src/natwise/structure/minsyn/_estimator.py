@@ -10,17 +10,19 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real
+from natwise.structure._inputs import check_rows
 from natwise.structure.minsyn._bernoulli import BernoulliDecoder, BernoulliLoss, factor_information
 from natwise.structure.minsyn._gaussian import GaussianDecoder, GaussianLoss, correlations, synergy
 from natwise.structure.minsyn._span import Span
 
 _FIRST_NOISE = 0.9
 _STAGES = 6
+_ROUNDING = 1e-14  # spread over magnitude, up to which a column only varies by rounding
 
 
 class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -131,7 +133,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             If a parameter is out of its range, or X is not as described.
         """
         self._check_parameters()
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        X = check_rows(self, X, reset=True)
         self._scale(X)
         span = Span.of(self._scaled(X))
         starts = Streams.of(self.random_state)
@@ -150,7 +152,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Return the factors, shape (n_samples, n_components): w·x, or the probability that each is on."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = check_rows(self, X, reset=False)
         if self.likelihood == "bernoulli":
             _check_unit_interval(X)
         values = self._scaled(X) @ self.components_.T + self.intercept_
@@ -177,7 +179,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         Y = self.transform(X)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = check_rows(self, X, reset=False)
         return self._decoder.log_likelihood(X, Y)
 
     @property
@@ -195,10 +197,13 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_real("tol", self.tol, minimum=0)
 
     def _scale(self, X: np.ndarray) -> None:
-        self.mean_, deviation = X.mean(0), X.std(0)
-        self._varies = deviation > 1e-10 * np.maximum(1.0, np.abs(self.mean_))
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.mean_, deviation = X.mean(0), X.std(0)
+        if not np.isfinite(deviation).all():
+            raise ValueError(f"X must have finite variances, they overflow in column {np.isfinite(deviation).argmin()}")
+        self._varies = deviation > _ROUNDING * np.abs(X).max(0)
         if not self._varies.any():
-            raise ValueError(f"X must vary, got {len(X)} equal samples")
+            raise ValueError("X must have a column that varies, all its columns are constant")
         if self.likelihood == "bernoulli":
             _check_unit_interval(X)
         standardise = self._varies if self.likelihood == "gaussian" else False

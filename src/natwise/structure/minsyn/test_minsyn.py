@@ -201,10 +201,11 @@ def test_bad_parameters_and_data():
         ({"random_state": "x"}, TypeError, "random_state"),
         ({"X": nan}, ValueError, "NaN"),
         ({"X": groups(1)}, ValueError, "minimum of 2"),
-        ({"X": np.ones((5, 3))}, ValueError, "must vary"),
+        ({"X": np.ones((5, 3))}, ValueError, "varies"),
+        ({"X": 1e200 * groups(20)}, ValueError, "finite variances"),
         ({"X": groups(20), "likelihood": "bernoulli"}, ValueError, "[0, 1]"),
     ]
-    messages = [case for case in cases if "X" not in case[0] or case[2] in ("must vary", "[0, 1]")]
+    messages = [case for case in cases if "X" not in case[0] or case[2] in ("varies", "[0, 1]")]
     check_bad_input(fit, messages, **good)
     for kwargs, error, text in cases:
         with pytest.raises(error, match=text.replace("[", r"\[").replace(")", r"\)")):

@@ -12,17 +12,24 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.gaussian import LowRankDiagCovariance
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_device, check_integer, check_option, check_real, check_same_length, shorten
+from natwise.core.validation import (
+    check_device,
+    check_flag,
+    check_integer,
+    check_option,
+    check_real,
+)
+from natwise.structure._inputs import check_missing_values, check_rows, nan_is_missing
 from natwise.structure.linear_corex import LinearCorEx
 from natwise.structure.tcorex._changes import PrecisionDifference
 from natwise.structure.tcorex._descent import Descent
 from natwise.structure.tcorex._objective import SMALLEST_VARIANCE, OwnRows, Rows, TemporalObjective, TemporalPenalty
-from natwise.structure.tcorex._periods import Standardization, distance_weights
+from natwise.structure.tcorex._periods import Standardization, check_times, distance_weights, find_periods
 
 PENALTIES = ("weights", "mutual_info")
 
@@ -176,8 +183,8 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = self._check_data(X, reset=True)
         check_integer("n_components", self.n_components, minimum=1, maximum=X.shape[1])
         times = _one_of(y, times)
-        times = np.zeros(len(X), dtype=int) if times is None else _check_times(times, len(X))
-        self.periods_, period, counts = _find_periods(times)
+        times = np.zeros(len(X), dtype=int) if times is None else check_times(times, len(X))
+        self.periods_, period, counts = find_periods(times)
         order = np.argsort(period, kind="stable")
         weights = distance_weights(counts, self.gamma)
         self.__dict__.pop("covariances_", None)
@@ -253,11 +260,8 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self._nan_is_missing()
+        tags.input_tags.allow_nan = nan_is_missing(self.missing_values)
         return tags
-
-    def _nan_is_missing(self) -> bool:
-        return isinstance(self.missing_values, (float, np.floating)) and bool(np.isnan(self.missing_values))
 
     def _check_parameters(self) -> None:
         check_integer("n_components", self.n_components, minimum=1)
@@ -265,28 +269,16 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             check_real(name, getattr(self, name), minimum=0)
         check_real("gamma", self.gamma, minimum=0, maximum=1)
         check_integer("max_iter", self.max_iter, minimum=1)
+        check_flag("weighted_objective", self.weighted_objective)
         check_option("penalty", self.penalty, PENALTIES)
         check_option("dtype", self.dtype, ("float32", "float64"))
-        if self.missing_values is not None and not self._nan_is_missing():
-            check_real("missing_values", self.missing_values)
+        check_missing_values(self.missing_values)
         check_device("device", self.device)
 
     def _check_data(self, X: Any, *, reset: bool) -> np.ndarray:
         """Return float64 samples with NaN where values are missing."""
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=np.float64,
-            ensure_all_finite=False,
-            ensure_min_samples=2 if reset else 1,
-            ensure_min_features=2 if reset else 1,
-        )
-        if np.isinf(X).any():
-            raise ValueError("X must be finite, got infinity")
-        if np.isnan(X).any() and not self._nan_is_missing():
-            raise ValueError("X must be finite, got NaN; with missing_values=numpy.nan it stands for missing values")
-        if self.missing_values is None or self._nan_is_missing():
+        X = check_rows(self, X, reset=reset, min_features=2)
+        if self.missing_values is None or nan_is_missing(self.missing_values):
             return X
         return np.where(self.missing_values == X, np.nan, X)
 
@@ -295,8 +287,11 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = self._check_data(X, reset=False)
         if times is None:
             return X, np.full(len(X), len(self.periods_) - 1)
-        times = _check_times(times, len(X))
-        position = np.searchsorted(self.periods_, times).clip(max=len(self.periods_) - 1)
+        times = check_times(times, len(X))
+        try:
+            position = np.searchsorted(self.periods_, times).clip(max=len(self.periods_) - 1)
+        except TypeError:
+            raise TypeError(f"times must be like those of fit, {self.periods_.dtype}, got {times.dtype}") from None
         unknown = times[self.periods_[position] != times]
         if len(unknown):
             raise ValueError(f"times must be periods seen in fit, got {unknown[0]}")
@@ -366,35 +361,6 @@ def _one_of(y: Any, times: Any) -> Any:
     if y is not None and times is not None:
         raise ValueError("times must be given once, as the second argument or by name, got both")
     return y if times is None else times
-
-
-def _check_times(times: Any, n_samples: int) -> np.ndarray:
-    """Return one sortable period per sample."""
-    try:
-        times = np.asarray(times)
-    except ValueError as error:
-        raise ValueError(f"times must have shape (n_samples,), got {shorten(times)} ({error})") from None
-    if times.ndim == 2 and times.shape[1] == 1:
-        times = times[:, 0]
-    if times.ndim != 1:
-        raise ValueError(f"times must have shape (n_samples,), got {times.shape}")
-    check_same_length(X=range(n_samples), times=times)
-    if (times != times).any():  # NaN and NaT
-        raise ValueError("times must not be missing, got NaN or NaT")
-    return times
-
-
-def _find_periods(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct times, the position of each sample's among them, and the number of samples of each."""
-    try:
-        periods, position, counts = np.unique(times, return_inverse=True, return_counts=True)
-    except TypeError as error:
-        raise TypeError(f"times must be sortable, got {shorten(times.tolist())} ({error})") from None
-    if counts.min() < 2:
-        raise ValueError(
-            f"times must give each period at least 2 samples, got n_samples = 1 for {periods[counts.argmin()]}"
-        )
-    return periods, position.ravel(), counts
 
 
 def _rows(

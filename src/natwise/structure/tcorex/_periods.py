@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from natwise.core.validation import check_integer, check_option
+from natwise.core.validation import check_integer, check_option, check_same_length, shorten
 
 SMALLEST_WEIGHT = 1e-6
 SMALLEST_SCALE = 1e-10
@@ -55,7 +56,41 @@ def make_periods(n: int, window: int, stride: str | int = "full") -> np.ndarray:
     starts = np.arange(0, n - window + 1, step)
     ends = starts + window
     ends[-1] = n
-    return np.abs(np.arange(n)[:, None] - (starts + ends - 1) / 2).argmin(axis=1)
+    middles = (starts + ends - 1) / 2
+    return np.searchsorted((middles[:-1] + middles[1:]) / 2, np.arange(n))
+
+
+def check_times(times: Any, n_samples: int) -> np.ndarray:
+    """Return one period per sample, (n_samples,), of the kind that was given."""
+    if hasattr(times, "detach"):
+        times = times.detach().cpu().numpy()
+    missing = np.ma.is_masked(times)
+    try:
+        times = np.asarray(times)
+    except ValueError as error:
+        raise ValueError(f"times must have shape (n_samples,), got {shorten(times)} ({error})") from None
+    if times.ndim == 2 and times.shape[1] == 1:
+        times = times[:, 0]
+    if times.ndim != 1:
+        raise ValueError(f"times must have shape (n_samples,), got {times.shape}")
+    check_same_length(X=range(n_samples), times=times)
+    if missing or (times != times).any():  # NaN and NaT
+        raise ValueError("times must not be missing, got a masked value, NaN or NaT")
+    return times
+
+
+def find_periods(times: np.ndarray, n_least: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distinct times (T,), the position of each sample's among them (n,), and the samples of each (T,)."""
+    try:
+        periods, position, counts = np.unique(times, return_inverse=True, return_counts=True)
+    except TypeError as error:
+        raise TypeError(f"times must be sortable, got {shorten(times.tolist())} ({error})") from None
+    if counts.min() < n_least:
+        raise ValueError(
+            f"times must give each period at least {n_least} samples, "
+            f"got n_samples = {counts.min()} for {periods[counts.argmin()]}"
+        )
+    return periods, position.ravel(), counts
 
 
 def distance_weights(counts: np.ndarray, gamma: float) -> np.ndarray:
@@ -99,7 +134,12 @@ class Standardization:
         reference = np.nanmean(X, axis=0)  # large offsets would cost digits
         centred = np.where(observed, X - reference, 0.0)
         mean = (weights @ centred) / sums
-        variance = np.stack([w @ (observed * (centred - m) ** 2) for w, m in zip(weights, mean, strict=True)]) / sums
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = [w @ (observed * (centred - m) ** 2) for w, m in zip(weights, mean, strict=True)]
+        variance = np.stack(squares) / sums
+        if not np.isfinite(variance).all():
+            column = np.argwhere(~np.isfinite(variance))[0][1]
+            raise ValueError(f"X must have finite variances, they overflow in column {column}")
         effective = sums**2 / (weights**2 @ observed)
         unbiased = variance * effective / np.maximum(effective - 1, SMALLEST_SCALE)
         varies = np.sqrt(variance) > _CONSTANT * np.abs(centred).max(axis=0)

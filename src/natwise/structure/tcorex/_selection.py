@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,9 +12,11 @@ from joblib import Parallel, delayed
 from sklearn.model_selection import StratifiedKFold
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_real
+from natwise.core.validation import check_array, check_integer, check_real
 from natwise.result import Result, provenance
+from natwise.structure._inputs import check_each
 from natwise.structure.tcorex._estimator import TCorEx
+from natwise.structure.tcorex._periods import check_times, find_periods
 
 
 def select_smoothness(
@@ -41,7 +44,8 @@ def select_smoothness(
     l1, gamma : iterable of float
         The values to try; all pairs are.
     n_splits : int
-        Parts into which the samples of each period are split; each part is held out once. Each period needs so many.
+        Parts into which the samples of each period are split; each part is held out once. Each period needs so many
+        samples, and four for two parts.
     n_jobs : int, optional
         Fits at a time, as in joblib, whose backends (Dask, Ray) can spread them over machines.
     random_state : int, Generator, RandomState or None
@@ -61,10 +65,12 @@ def select_smoothness(
         If an argument is not as described, or a period has fewer than `n_splits` samples.
     """
     check_integer("n_splits", n_splits, minimum=2)
-    pairs = list(product(_values("l1", l1), _values("gamma", gamma)))
+    pairs = list(product(check_each("l1", l1, _check_positive), check_each("gamma", gamma, _check_share)))
     streams = Streams.of(random_state)
-    X, times = np.asarray(X), np.asarray(times)
-    splits = list(StratifiedKFold(n_splits, shuffle=True, random_state=streams.seed("splits")).split(X, times))
+    X = check_array("X", X, shape=("n_samples", "n_features"), finite=False)
+    times = check_times(times, len(X))
+    period = find_periods(times, n_splits if n_splits > 2 else 4)[1]  # two remain
+    splits = list(StratifiedKFold(n_splits, shuffle=True, random_state=streams.seed("splits")).split(X, period))
     models = [TCorEx(n_components, l1=a, gamma=g, random_state=streams.seed("fit"), **parameters) for a, g in pairs]
     with provenance(data={"X": X}) as record:
         held_out = Parallel(n_jobs=n_jobs)(
@@ -87,11 +93,8 @@ def select_smoothness(
     )
 
 
-def _values(name: str, values: Iterable[float]) -> list[float]:
-    checked = [check_real(name, value, minimum=0) for value in values]
-    if not checked:
-        raise ValueError(f"{name} must hold at least one number, got none")
-    return checked
+_check_positive = partial(check_real, minimum=0)
+_check_share = partial(check_real, minimum=0, maximum=1)
 
 
 def _held_out(model: TCorEx, X: np.ndarray, times: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:

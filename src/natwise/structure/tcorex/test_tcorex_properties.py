@@ -303,8 +303,11 @@ def test_bad_input(series):
         ({"n_components": 2.0}, TypeError, "integer"),
         ({"X": with_nan}, ValueError, "NaN"),
         ({"X": with_nan, "missing_values": -1}, ValueError, "NaN"),
-        ({"X": np.where(np.isnan(with_nan), np.inf, X)}, ValueError, "infinity"),
+        ({"X": np.where(np.isnan(with_nan), np.inf, X)}, ValueError, "no inf"),
         ({"X": np.ones_like(X)}, ValueError, "varies"),
+        ({"X": X * np.where(np.arange(12) == 3, 1e200, 1)}, ValueError, "overflow in column 3"),
+        ({"times": np.ma.masked_equal(times, 0)}, ValueError, "masked"),
+        ({"weighted_objective": "yes"}, TypeError, "True or False"),
         ({"X": np.where(np.arange(12) == 3, np.nan, X), "missing_values": np.nan}, ValueError, "column 3"),
         ({"l1": -0.1}, ValueError, ">= 0"),
         ({"l2": -1}, ValueError, ">= 0"),
@@ -322,7 +325,11 @@ def test_bad_input(series):
     ]
     check_bad_input(fit_and_compare, cases, X=X, times=times)
     model = TCorEx(random_state=0).fit(X, times)
-    check_bad_input(model.score, [({"times": times + 1}, ValueError, "seen in fit, got 4")], X=X)
+    other = [
+        ({"times": times + 1}, ValueError, "seen in fit, got 4"),
+        ({"times": times.astype("M8[D]")}, TypeError, "like those of fit, int64, got datetime64"),
+    ]
+    check_bad_input(model.score, other, X=X)
     check_bad_input(model.transform, [({"times": times[1:]}, ValueError, "same length")], X=X)
     check_bad_input(
         make_periods,
@@ -341,6 +348,11 @@ def test_bad_input(series):
         [
             ({"n_splits": 1}, ValueError, ">= 2"),
             ({"l1": ()}, ValueError, "none"),
+            ({"l1": 0.3}, TypeError, "numbers to try"),
+            ({"gamma": (0.5, 2)}, ValueError, "<= 1"),
+            ({"times": np.r_[9, 9, times[2:]]}, ValueError, "at least 4 samples"),
+            ({"times": times[1:]}, ValueError, "same length"),
+            ({"X": X[0]}, ValueError, "shape"),
             ({"gamma": (-1.0,)}, ValueError, ">= 0"),
         ],
         X=X,
