@@ -9,13 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
 from natwise.core.progress import progress
 from natwise.core.random import Streams
-from natwise.core.validation import check_array, check_device, check_integer, check_real, shorten
+from natwise.core.validation import (
+    check_array,
+    check_device,
+    check_integer,
+    check_real,
+    check_same_length,
+    shorten,
+)
 
 ADAM = partial(torch.optim.Adam, fused=True)
 EVALUATED_AT_ONCE = 2048
@@ -85,19 +93,19 @@ class BatchedTrainer:
         slow = self.device.type == "cpu" and any("Conv" in type(m).__name__ for m in self._build(0).modules())
         return 1 if slow else n_runs
 
-    def fit_predict(self, X: Any, y: np.ndarray, train: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    def fit_predict(self, X: Any, y: ArrayLike, train: ArrayLike, seeds: Sequence[int]) -> np.ndarray:
         """Train a network per run and return what each predicts for all examples.
 
         Parameters
         ----------
         X : array-like of shape (n_examples, ...)
             Inputs, as the network takes them.
-        y : ndarray of int, shape (n_examples,)
+        y : array-like of int, shape (n_examples,)
             Classes from 0.
-        train : ndarray of int, shape (n_runs, n)
+        train : array-like of int, shape (n_runs, n)
             The examples that each run trains on.
         seeds : sequence of int
-            One per run.
+            One per run, at least 0.
 
         Returns
         -------
@@ -105,11 +113,14 @@ class BatchedTrainer:
 
         Raises
         ------
-        ValueError
-            If the loss of a run is not finite, or there are fewer logits than classes.
+        ValueError, TypeError
+            If an argument is not as described, the loss of a run is not finite, the network does not take these
+            inputs or gives fewer logits than there are classes.
         """
-        inputs = torch.from_numpy(check_array("X", X, dtype=np.float32)).to(self.device)
-        targets = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.device)
+        X, y, train = _check_examples(X, y, train)
+        check_same_length(train=train, seeds=seeds)
+        seeds = [check_integer("seeds", seed, minimum=0) for seed in seeds]
+        inputs, targets = torch.from_numpy(X).to(self.device), torch.from_numpy(y).to(self.device)
         size = self.chunk_size(len(train))
         parts = [slice(first, first + size) for first in range(0, len(train), size)]
         return np.concatenate([self._fit_chunk(inputs, targets, train[part], seeds[part]) for part in parts])
@@ -197,8 +208,14 @@ class Networks:
     def check(self, x: torch.Tensor, n_classes: int) -> None:
         """Refuse networks whose output does not fit, in words."""
         self.module.eval()
-        with torch.no_grad():
-            shape = tuple(self.module(x).shape)
+        try:
+            with torch.no_grad():
+                shape = tuple(self.module(x).shape)
+        except RuntimeError as error:
+            inputs = tuple(x.shape[1:])
+            raise ValueError(
+                f"factory must return a network for inputs of shape {inputs}, torch says: {error}"
+            ) from None
         if len(shape) != 2 or shape[0] != len(x) or shape[1] < n_classes:
             raise ValueError(f"factory must return a network with logits (batch, >= {n_classes}), got shape {shape}")
 
@@ -210,6 +227,21 @@ class Networks:
 
     def _logits(self, weights: Any, buffers: Any, x: torch.Tensor) -> torch.Tensor:
         return functional_call(self.module, (weights, buffers), (x,))
+
+
+def _check_examples(X: Any, y: ArrayLike, train: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return inputs (n_examples, ...), classes (n_examples,) and the rows of each run (n_runs, n)."""
+    X = check_array("X", X, dtype=np.float32)
+    if X.ndim < 2 or not X.size:
+        raise ValueError(f"X must have shape (n_examples, ...), not empty, got {X.shape}")
+    y = check_array("y", y, shape=(len(X),), dtype=np.int64)
+    if y.min() < 0:
+        raise ValueError(f"y must hold classes from 0, got {y.min()}")
+    train = check_array("train", train, shape=("n_runs", "n"), dtype=np.int64)
+    if not train.size or train.min() < 0 or train.max() >= len(X):
+        found = f"{train.min()} to {train.max()}" if train.size else f"shape {train.shape}"
+        raise ValueError(f"train must hold positions from 0 to {len(X) - 1}, got {found}")
+    return X, y, train
 
 
 def _first(stacked: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

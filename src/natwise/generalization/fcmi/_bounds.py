@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize_scalar
 
-from natwise.core.validation import check_array, check_integer, check_option, check_real
+from natwise.core.validation import check_array, check_flag, check_integer, check_option, check_real
 
 LOG2 = math.log(2)
 _LARGEST_RATE = 0.36534224565400336  # where the linear bound's discriminant vanishes
@@ -74,7 +74,7 @@ def pair_squared_bound(information: ArrayLike, n: int, population: bool = False)
     """
     n = check_integer("n", n, minimum=2)
     ghost = 1 / n + (1 - 1 / n) * float(np.sqrt(2 * _check_information(information)).mean())
-    return 2 * ghost + 1 / (2 * n) if population else ghost
+    return 2 * ghost + 1 / (2 * n) if check_flag("population", population) else ghost
 
 
 def single_loss_bound(information: ArrayLike) -> float:
@@ -185,7 +185,7 @@ def fast_rate_bound(train_error: float, information: ArrayLike, closed_form: boo
     """
     train_error = check_real("train_error", train_error, minimum=0.0, maximum=1.0)
     information = _mean(information)
-    if closed_form:
+    if check_flag("closed_form", closed_form):
         return 4 * information + 4 * math.sqrt(information * train_error)
     return _fast_rate(train_error, information)
 

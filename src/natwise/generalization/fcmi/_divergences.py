@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 
-from natwise.core.validation import check_array
+from natwise.core.validation import check_array, shorten
 
 DIVERGENCES = ("mi", "chi2", "hellinger", "jsd", "tv")
 
@@ -30,8 +32,10 @@ def f_information(counts: ArrayLike) -> dict[str, np.ndarray]:
         ``jsd`` sum P log(2P / (P + Q)) + Q log(2Q / (P + Q)); ``tv`` sum ``|P - Q|``. Nats where there are logarithms.
     """
     counts = check_array("counts", counts, dtype=np.float64)
-    if counts.ndim < 2 or (counts < 0).any():
-        raise ValueError(f"counts must have at least 2 axes and no negative entry, got shape {counts.shape}")
+    if counts.ndim < 2:
+        raise ValueError(f"counts must have at least 2 axes, got shape {counts.shape}")
+    if (counts < 0).any():
+        raise ValueError(f"counts must not be negative, got {counts.min()}")
     total = counts.sum((-2, -1), keepdims=True)
     if (total == 0).any():
         raise ValueError("counts must hold at least one sample per table, got an empty one")
@@ -49,7 +53,7 @@ def f_information(counts: ArrayLike) -> dict[str, np.ndarray]:
 
 
 def f_information_bounds(
-    divergences: dict[str, ArrayLike], squared_difference: ArrayLike, mean_gap: ArrayLike
+    divergences: Mapping[str, ArrayLike], squared_difference: ArrayLike, mean_gap: ArrayLike
 ) -> dict[str, float]:
     """Return the bounds of Wang and Mao (NeurIPS 2024) on ``|E gap|`` from divergences of the loss difference.
 
@@ -62,6 +66,11 @@ def f_information_bounds(
     mean_gap : array-like of shape (n,)
         B_i, the absolute mean of test loss less training loss of pair i.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a divergence is missing, shapes differ, or a value is negative or not finite.
+
     Returns
     -------
     dict of float
@@ -69,14 +78,17 @@ def f_information_bounds(
         ``mi_tv`` sqrt(2 (A + TV) I), ``hellinger`` sqrt((4 A + 2 B) H), ``hellinger_tv`` with TV for B,
         ``hellinger_tv_loose`` with 1 for A as well, ``jsd`` 2 sqrt((4 A + B) JS), ``chi2`` sqrt(2 (A + B) chi2).
     """
-    n = check_array("mean_gap", mean_gap, shape=("n",)).shape
-    a = check_array("squared_difference", squared_difference, shape=n, dtype=np.float64)
-    b = np.abs(check_array("mean_gap", mean_gap, dtype=np.float64))
+    b = np.abs(check_array("mean_gap", mean_gap, shape=("n",), dtype=np.float64))
+    if not b.size:
+        raise ValueError("mean_gap must hold at least one value, got none")
+    a = _check_positive("squared_difference", squared_difference, b.shape)
+    if not isinstance(divergences, Mapping):
+        raise TypeError(f"divergences must be a dict, got {shorten(divergences)}")
     missing = [name for name in DIVERGENCES if name not in divergences]
     if missing:
         raise ValueError(f"divergences must hold {', '.join(DIVERGENCES)}, got none of the name {missing[0]!r}")
     mi, chi2, hellinger, jsd, tv = (
-        check_array(f"divergences[{name!r}]", divergences[name], shape=n, dtype=np.float64) for name in DIVERGENCES
+        _check_positive(f"divergences[{name!r}]", divergences[name], b.shape) for name in DIVERGENCES
     )
     terms = {
         "oracle_mi": np.sqrt(2 * (a + b) * mi),
@@ -89,3 +101,10 @@ def f_information_bounds(
         "chi2": np.sqrt(2 * (a + b) * chi2),
     }
     return {name: float(term.mean()) for name, term in terms.items()}
+
+
+def _check_positive(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    array = check_array(name, value, shape=shape, dtype=np.float64)
+    if array.min() < 0:
+        raise ValueError(f"{name} must be >= 0, got {array.min()}")
+    return array

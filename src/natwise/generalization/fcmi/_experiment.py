@@ -18,7 +18,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from natwise.core.io import atomic_path, load_npz, write_text
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, shorten
+from natwise.core.validation import check_flag, check_integer, shorten
 from natwise.result import Result, fingerprint, provenance
 
 from ._recipes import Recipe, as_recipe, describe
@@ -88,7 +88,9 @@ def run_supersample_experiment(
         For a wrong argument, too small a pool, predictions that are no classes of y, a folder of another experiment.
     """
     n, n_supersamples = check_integer("n", n, minimum=1), check_integer("n_supersamples", n_supersamples, minimum=1)
-    verbose = check_integer("verbose", verbose, minimum=0)
+    deterministic = check_flag("deterministic", deterministic)
+    if not isinstance(verbose, bool):
+        check_integer("verbose", verbose, minimum=0)
     _check_checkpoint(checkpoint_dir, random_state)
     X, classes, codes = _check_pool(X, y, n)
     recipe, streams = as_recipe(estimator, classes), Streams.of(random_state)
@@ -128,7 +130,9 @@ def _check_pool(X: Any, y: Any, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return X as something rows can be taken from, the classes, and each sample's position among them."""
     X, y = (value.detach().cpu().numpy() if hasattr(value, "detach") else value for value in (X, y))
     X, y = X if hasattr(X, "shape") else np.asarray(X), np.asarray(y)
-    if X.ndim < 1 or y.ndim != 1 or len(y) != X.shape[0]:
+    if len(X.shape) < 1:
+        raise ValueError(f"X must hold a sample per row, got {shorten(X)}")
+    if y.ndim != 1 or len(y) != X.shape[0]:
         raise ValueError(f"y must hold a class per row of X, which has shape {X.shape}, got shape {y.shape}")
     if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.floor(y))).all():
         raise ValueError("y must hold classes, got numbers that are not whole")

@@ -39,8 +39,10 @@ class SGLD(torch.optim.Optimizer):
         random_state: RandomState = None,
     ):
         check_real("lr", lr, minimum=0.0)
-        if not (isinstance(beta, (int, float)) and beta > 0):
-            raise ValueError(f"beta must be a number > 0, got {beta!r}")
+        if beta != math.inf:
+            beta = check_real("beta", beta, minimum=0.0)
+            if beta == 0:
+                raise ValueError("beta must be > 0, got 0")
         check_real("noise_scale", noise_scale, minimum=0.0)
         super().__init__(params, {"lr": lr, "beta": beta, "noise_scale": noise_scale})
         device = self.param_groups[0]["params"][0].device

@@ -123,11 +123,12 @@ class SupersampleRuns:
         S, y
             As for the class.
         scores : array-like of shape (…, n_splits, n, 2, n_classes)
-            Any scores.
+            Any scores, of at least two classes.
         """
-        scores = check_array("scores", scores)
-        if scores.ndim not in (4, 5) or scores.shape[-1] < 2:
-            raise ValueError(f"scores must have shape (…, n_splits, n, 2, n_classes), got {scores.shape}")
+        S, scores = check_splits(S), check_array("scores", scores)
+        if scores.shape[:-1] != (*S.shape, 2) or scores.shape[-1] < 2:
+            expected = ", ".join(map(str, (*S.shape, 2)))
+            raise ValueError(f"scores must have shape ({expected}, n_classes >= 2), got {scores.shape}")
         return cls(S, scores.argmax(axis=-1), y)
 
     def information(self, target: str = "prediction", estimator: str = "plugin") -> np.ndarray:

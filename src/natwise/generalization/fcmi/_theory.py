@@ -114,7 +114,9 @@ def stability_squared_bound(
             ("train_stability", train_stability),
         )
     )
-    root = math.sqrt(check_integer("dimension", dimension, minimum=1) * (2 * own**2 + n * test**2 + n * train**2))
+    root = math.sqrt(
+        check_integer("dimension", dimension, minimum=1) * (2 * own * own + n * test * test + n * train * train)
+    )
     factor = 12**1.5 if constant == "paper" else 8 * math.sqrt(2)
     return 32 / n + factor * check_real("lipschitz", lipschitz, minimum=0.0) * root
 

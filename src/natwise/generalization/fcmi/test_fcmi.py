@@ -4,6 +4,7 @@
 over all cells), among them a real MNIST run, exact enumerations of three small problems, and the original's SGLD bound.
 """
 
+import functools
 import itertools
 import warnings
 from pathlib import Path
@@ -335,7 +336,10 @@ def test_bad_splits_and_runs():
         (runs.permutation_null, [({"n_permutations": 0}, ValueError, ">= 1")]),
         (runs.bootstrap, [({"n_resamples": 1}, ValueError, ">= 2"), ({"confidence": 1.0}, ValueError, "< 1")]),
         (runs.pair_information, [({"n_pairs": 7}, ValueError, "<= 6"), ({"target": 3}, ValueError, "one of")]),
-        (runs.from_scores, [({"S": S, "scores": P, "y": y}, ValueError, "n_classes")]),
+        (
+            functools.partial(runs.from_scores, S=S, y=y),
+            [({"scores": P}, ValueError, "n_classes"), ({"scores": np.ones((6, 3, 2, 2))}, ValueError, "(6, 4, 2")],
+        ),
     ):
         check_bad_input(call, cases)
 

@@ -161,7 +161,11 @@ def test_bad_input():
     table = [
         (g.binary_kl_bound, {"train_error": 0.1, "information": 0.1}, rate),
         (g.linear_bound, {"train_error": 0.1, "information": 0.1}, rate),
-        (g.fast_rate_bound, {"train_error": 0.1, "information": 0.1}, rate),
+        (
+            g.fast_rate_bound,
+            {"train_error": 0.1, "information": 0.1},
+            [*rate, ({"closed_form": "yes"}, TypeError, "True or False")],
+        ),
         (
             g.variance_bound,
             {"train_error": 0.1, "second_moment": 0.01, "information": 0.1},
@@ -185,7 +189,11 @@ def test_bad_input():
             {"information": 1.0, "n": 4},
             [({"information": -1.0}, *low), ({"constant": "b"}, ValueError, "one of")],
         ),
-        (g.pair_squared_bound, {"information": 0.1, "n": 4}, [({"n": 1}, ValueError, ">= 2"), nothing]),
+        (
+            g.pair_squared_bound,
+            {"information": 0.1, "n": 4},
+            [({"n": 1}, ValueError, ">= 2"), nothing, ({"population": 1}, TypeError, "True or False")],
+        ),
         (
             g.kl_inverse,
             {"q": 0.1, "c": 0.1},
@@ -240,6 +248,10 @@ def test_bad_input():
                 ({"divergences": {"mi": [1.0] * 3}}, ValueError, "chi2"),
                 ({"squared_difference": np.ones(2)}, ValueError, "shape"),
                 ({"mean_gap": np.ones((3, 1))}, ValueError, "shape"),
+                ({"mean_gap": []}, ValueError, "at least one"),
+                ({"squared_difference": -np.ones(3)}, *low),
+                ({"divergences": {**divergences, "jsd": -np.ones(3)}}, *low),
+                ({"divergences": [1.0] * 5}, TypeError, "dict"),
             ],
         ),
     ]

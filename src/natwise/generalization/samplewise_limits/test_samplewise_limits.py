@@ -191,6 +191,13 @@ def test_one_sample_and_one_point():
     assert FiniteLearningProblem([1.0], [[0.3]], [[[1.0]]]).gap_moments()["E_absgap"] == 0.0
 
 
+def test_float32_probabilities_are_made_good():
+    exact, rounded = ([np.array(v, dtype) for v in ([0.3, 0.7], KERNEL)] for dtype in (np.float64, np.float32))
+    first, second = (FiniteLearningProblem(pz, LOSS, kernel) for pz, kernel in (exact, rounded))
+    assert second.kernel.sum(axis=1) == pytest.approx(1, abs=1e-15)
+    assert second.information((0, 1)) == pytest.approx(first.information((0, 1)), abs=1e-6)
+
+
 def test_bad_problems():
     good = {"pz": [0.4, 0.6], "loss": LOSS, "kernel": KERNEL, "budget": 100}
     check_bad_input(
