@@ -11,8 +11,8 @@ alone, labels that contradict the model become ever rarer as it grows surer; wit
 :math:`\nu`. Both numbers are found by maximum likelihood on a grid, and the interval of :math:`\nu` is that of the
 profile likelihood, for twice the usual drop because the model is never quite right.
 
-A model that has learned to expect mistakes, on every row the same few per cent, would hide them as overlap. Planted
-ones show that: when the estimate does not rise by what was planted, the high end is that of the planting's bound.
+A model that has learned to expect mistakes, or mistakes where classes overlap, look like overlap. Planted mistakes show
+by how much: the high end is at least their bound of the noise, and more by the share of them that the estimate missed.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ def _expect(
     predictions, labels = fitted.predictions, context.labels
     if context.n_classes:
         flips = fit_flips(predictions, labels, streams)
-        if fitted.caught < ENOUGH_CAUGHT:
-            flips = flips.up_to(bound[2])
+        missed_too = fitted.caught if ENOUGH_CAUGHT <= fitted.caught < 1 else 1.0
+        flips = flips.up_to(max(flips.noise[2], bound[2]) / missed_too)
         noise, wrong = flips.noise, np.stack([flips.wrong(predictions, labels, which) for which in range(3)])
     else:
         swaps = fit_swaps(predictions[:, 0], labels, streams)
@@ -188,7 +188,7 @@ def _method(context: Context, fitted: _Fitted) -> dict[str, Any]:
         "plantings": len(fitted.planted),
         "planted_per_run": fitted.planted.shape[1],
         "caught": fitted.caught,
-        "enough_caught": not fitted.caught < ENOUGH_CAUGHT,
+        "enough_caught": fitted.caught >= ENOUGH_CAUGHT,
         "target": context.target,
     }
 
