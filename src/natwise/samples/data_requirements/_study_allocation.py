@@ -9,6 +9,7 @@ from sklearn.datasets import make_classification
 from sklearn.neighbors import KNeighborsClassifier
 
 from natwise.core.random import Streams
+from natwise.study import Found, Setting
 
 from ._measure import measure_learning_curve
 from ._meta import MetaPiecewisePowerLaw
@@ -20,10 +21,10 @@ BUDGET = 1200
 N_TEST = 800
 
 
-def measure(scale: str, streams: Streams, data_dir: Any) -> tuple[dict, dict, dict]:
+def measure(setting: Setting) -> Found:
     """Return the mean error over groups after collecting: by curves, uniformly, and in the shares of the start."""
-    worlds = 10 if scale == "ci" else 20
-    errors = np.array([_one_world(streams.child(i)) for i in range(worlds)])
+    worlds = 10 if setting.scale == "ci" else 20
+    errors = np.array([_one_world(setting.streams.child(i)) for i in range(worlds)])
     before, uniform, proportional, ours = errors.T
     scalars = {
         "share_of_uniform": ours.mean() / uniform.mean(),
@@ -34,7 +35,7 @@ def measure(scale: str, streams: Streams, data_dir: Any) -> tuple[dict, dict, di
         "error_by_curves": ours.mean(),
         "worlds_better_than_uniform": float((ours < uniform).mean()),
     }
-    return {"errors": errors}, scalars, {"worlds": worlds, "budget": BUDGET, "start": START.tolist()}
+    return Found({"errors": errors}, scalars, {"worlds": worlds, "budget": BUDGET, "start": START.tolist()})
 
 
 def _one_world(streams: Streams) -> tuple[float, float, float, float]:

@@ -15,13 +15,6 @@ from natwise.result import Result
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1660a", "#777777"
 
 
-def draw(claim: str, result: Result) -> Figure:
-    """Return the figure of one claim."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    DRAWINGS[claim](figure.subplots(), result)
-    return figure
-
-
 def _log_axes(axes: Axes) -> None:
     axes.set(xscale="log", yscale="log", xlabel="training samples", ylabel="error rate")
     _plain_ticks(axes.xaxis, axes.yaxis)
@@ -99,3 +92,10 @@ DRAWINGS: dict[str, Callable[[Axes, Result], None]] = {
     "fine-tuning": _draw_fine_tuning,
     "allocation": _draw_allocation,
 }
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    drawing = Figure(figsize=(6.4, 4.0), layout="constrained")
+    DRAWINGS[claim](drawing.subplots(), result)
+    return drawing

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.study import Found, Setting, Study
 
-from . import _study_allocation, _study_figures
+from . import _study_allocation
 from ._classical import FORMS, ClassicalCurve
 from ._curve import LearningCurve
 from ._meta import SHIPPED_BANK, CurveBank, MetaPiecewisePowerLaw
 from ._planner import DataRequirementPlanner
 from ._power import PiecewisePowerLaw, PowerLaw
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ._study_figures import figure as figure
 
 MEASURED_FAMILIES = ("breast_cancer", "diabetes", "digits", "iris", "mnist", "wine")
 SIZES = np.geomspace(10, 5000, 16).round()
 NOISE = 0.03
 
-Measured = tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]
 
-
-def run(claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None) -> Result:
-    """Measure one claim of the card; the scalars hold its metric and what the baselines reach."""
-    check_option("claim", claim, list(STUDIES))
-    with provenance(seed=seed) as record, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the curves say when they fall back or withhold an answer
-        arrays, scalars, params = STUDIES[claim](scale, Streams(seed), data_dir)
-    return Result(
-        f"samples.data_requirements/{claim}",
-        arrays=arrays,
-        scalars=scalars,
-        params={"scale": scale, **params},
-        provenance=record,
-    )
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    check_option("claim", claim, list(STUDIES))
-    return _study_figures.draw(claim, result)
+def _quietly(measure: Callable[[Setting], Found], setting: Setting) -> Found:
+    """Measure without the warnings by which curves say that they fall back or withhold an answer."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        return measure(setting)
 
 
 def _random_curve(rng: np.random.Generator) -> PiecewisePowerLaw:
@@ -64,9 +43,9 @@ def _random_curve(rng: np.random.Generator) -> PiecewisePowerLaw:
     return PiecewisePowerLaw(switch_size=switch).fit(SIZES, np.exp(log_error))
 
 
-def _exact_recovery(scale: str, streams: Streams, data_dir: Any) -> Measured:
-    n_curves = 20 if scale == "ci" else 200
-    rng = streams.numpy("curves")
+def _exact_recovery(setting: Setting) -> Found:
+    n_curves = 20 if setting.scale == "ci" else 200
+    rng = setting.streams.numpy("curves")
     miss, off, over = [], [], []
     for _ in range(n_curves):
         truth = _random_curve(rng)
@@ -85,12 +64,12 @@ def _exact_recovery(scale: str, streams: Streams, data_dir: Any) -> Measured:
         "max_required_off": max(off),
         "power_law_few_shot_overestimate": float(np.median(over)),
     }
-    return example, scalars, {"n_curves": n_curves}
+    return Found(example, scalars, {"n_curves": n_curves})
 
 
-def _band_coverage(scale: str, streams: Streams, data_dir: Any) -> Measured:
-    repeats = 300 if scale == "ci" else 2000
-    rng = streams.numpy("noise")
+def _band_coverage(setting: Setting) -> Found:
+    repeats = 300 if setting.scale == "ci" else 2000
+    rng = setting.streams.numpy("noise")
     n, tests = np.repeat(SIZES[:11], 3), np.geomspace(10, 20 * SIZES[10], 12)
     hits: dict[str, list[np.ndarray]] = {"coverage": [], "normal_quantile": [], "power_law": []}
     for _ in range(repeats):
@@ -104,15 +83,17 @@ def _band_coverage(scale: str, streams: Streams, data_dir: Any) -> Measured:
     low, high = fitted.predict_interval(tests)
     arrays = {"n": n, "errors": noisy, "test_n": tests, "truth": exact, "mean": mean, "low": low, "high": high}
     arrays["coverage_by_n"] = np.mean(hits["coverage"], axis=0)
-    return arrays, {name: float(np.mean(hit)) for name, hit in hits.items()}, {"repeats": repeats, "noise": NOISE}
+    return Found(
+        arrays, {name: float(np.mean(hit)) for name, hit in hits.items()}, {"repeats": repeats, "noise": NOISE}
+    )
 
 
 def _inside(value: np.ndarray, interval: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return (interval[0] <= value) & (value <= interval[1])
 
 
-def _collected_data(scale: str, streams: Streams, data_dir: Any) -> Measured:
-    n_curves, rng = (40 if scale == "ci" else 200), streams.numpy("curves")
+def _collected_data(setting: Setting) -> Found:
+    n_curves, rng = (40 if setting.scale == "ci" else 200), setting.streams.numpy("curves")
     models = {"power_law": PowerLaw(), "piecewise": PiecewisePowerLaw(), "meta": MetaPiecewisePowerLaw()}
     ratios: dict[str, list[float]] = {f"{name}_{how}": [] for name in models for how in ("at_once", "planned")}
     reached = []
@@ -136,17 +117,17 @@ def _collected_data(scale: str, streams: Streams, data_dir: Any) -> Measured:
     scalars = {name: float(np.median(ratio)) for name, ratio in ratios.items()}
     share = np.reshape(reached, (n_curves, len(models))).mean(axis=0)
     scalars |= {f"{name}_reached": float(value) for name, value in zip(models, share, strict=True)}
-    return arrays, scalars, {"n_curves": n_curves, "noise": NOISE, "max_rounds": 5}
+    return Found(arrays, scalars, {"n_curves": n_curves, "noise": NOISE, "max_rounds": 5})
 
 
-def _unseen_families(scale: str, streams: Streams, data_dir: Any) -> Measured:
+def _unseen_families(setting: Setting) -> Found:
     """Forecast from the first sizes of every curve of a family, by a bank without that family."""
     curves = json.loads(SHIPPED_BANK.read_text(encoding="utf-8"))
-    families = MEASURED_FAMILIES if scale == "ci" else sorted({curve["family"] for curve in curves})
-    cuts = (5, 8) if scale == "ci" else (3, 4, 5, 6, 8, 10)
+    families = MEASURED_FAMILIES if setting.scale == "ci" else sorted({curve["family"] for curve in curves})
+    cuts = (5, 8) if setting.scale == "ci" else (3, 4, 5, 6, 8, 10)
     tables = []
     for family in families:
-        bank = CurveBank([c for c in curves if c["family"] != family], random_state=streams.child(family))
+        bank = CurveBank([c for c in curves if c["family"] != family], random_state=setting.streams.child(family))
         held_out = [curve for curve in curves if curve["family"] == family]
         tables += [(family, *scores) for scores in _forecasts(bank, held_out, cuts)]
     names = np.array([table[0] for table in tables])
@@ -164,7 +145,7 @@ def _unseen_families(scale: str, streams: Streams, data_dir: Any) -> Measured:
         **{f"median_required_{key}": float(np.median(factor)) for key, factor in over.items()},
     }
     params = {"families": list(families), "cuts": list(cuts), "n_forecasts": len(tables)}
-    return {"family_ratio": ratios, **{f"error_{key}": miss for key, miss in misses.items()}}, scalars, params
+    return Found({"family_ratio": ratios, **{f"error_{key}": miss for key, miss in misses.items()}}, scalars, params)
 
 
 def _forecasts(bank: CurveBank, curves: list[dict[str, Any]], cuts: Any) -> Iterator[tuple[dict, dict, dict]]:
@@ -192,11 +173,11 @@ def _score(models: dict[str, LearningCurve], n: np.ndarray, errors: np.ndarray) 
     return miss, covered, factor
 
 
-def _fine_tuning(scale: str, streams: Streams, data_dir: Any) -> Measured:
+def _fine_tuning(setting: Setting) -> Found:
     """Forecast 200 and 400 images per class from 25, 50 and 100, for networks trained on CIFAR-100."""
     arrays, misses = {}, {"meta": [], "power_law": [], **{form: [] for form in FORMS}}  # type: ignore[var-annotated]
     for kind in ("pretr_ft", "no_pretr_ft"):
-        rows = json.loads(local.find(f"curves/lc_cifar100_{kind}.json", data_dir).read_text())
+        rows = json.loads(local.find(f"curves/lc_cifar100_{kind}.json", setting.data_dir).read_text())
         n = np.array([row["num_train_samples"] for row in rows], dtype=float)
         errors = np.array([np.mean(row["test_errors"]) / 100 for row in rows])
         arrays[f"{kind}_n"], arrays[f"{kind}_errors"] = n, errors
@@ -206,14 +187,16 @@ def _fine_tuning(scale: str, streams: Streams, data_dir: Any) -> Measured:
             misses[name].append(np.abs(forecast - errors)[3:].mean())
             arrays[f"{kind}_{name}"] = forecast
     scalars = {f"error_{name}": float(np.mean(miss)) for name, miss in misses.items()}
-    return arrays, {"ratio": scalars["error_meta"] / scalars["error_power_law"], **scalars}, {"known_sizes": 3}
+    return Found(arrays, {"ratio": scalars["error_meta"] / scalars["error_power_law"], **scalars}, {"known_sizes": 3})
 
 
-STUDIES: dict[str, Callable[[str, Streams, Any], Measured]] = {
-    "exact-recovery": _exact_recovery,
-    "band-coverage": _band_coverage,
-    "collected-data": _collected_data,
-    "unseen-families": _unseen_families,
-    "fine-tuning": _fine_tuning,
-    "allocation": _study_allocation.measure,
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
+    "exact-recovery": functools.partial(_quietly, _exact_recovery),
+    "band-coverage": functools.partial(_quietly, _band_coverage),
+    "collected-data": functools.partial(_quietly, _collected_data),
+    "unseen-families": functools.partial(_quietly, _unseen_families),
+    "fine-tuning": functools.partial(_quietly, _fine_tuning),
+    "allocation": functools.partial(_quietly, _study_allocation.measure),
 }
+STUDY = Study("samples.data_requirements", MEASUREMENTS)
+run = STUDY.run

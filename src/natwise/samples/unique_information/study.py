@@ -1,9 +1,12 @@
-"""Re-measurement of the paper's claims: faithfulness, mislabeled and rare samples, summarisation, human label noise."""
+"""Re-measurement of the paper's claims: faithfulness, mislabeled and rare samples, summarisation, human label noise.
+
+Scale ``ci`` is for the claims on scikit-learn's digits, ``small`` for those on local data.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -15,111 +18,78 @@ from torch import nn
 
 from natwise.core.io import load_npz
 from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
 from natwise.samples.unique_information._estimator import SampleInformation, relu_network
-from natwise.samples.unique_information._leave_one_out import KIND
 from natwise.samples.unique_information._patches import patch_features
 from natwise.samples.unique_information._retraining import linearization_check
+from natwise.study import Found, Setting, Study
 
+MNIST = "images/mnist.npz"
 PAPER: dict[str, Any] = {"t": 2000, "lr": 1e-3}  # the paper's full-batch training of its MLP on normalised MNIST
-_DATA = str | PathLike[str] | None
-Measured = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: _DATA = None) -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id.
-    scale : str
-        ``ci`` for the claims on scikit-learn's digits, ``small`` for those on local data.
-    seed : int
-        Chooses samples, flips and networks.
-    data_dir : path, optional
-        Folder of local data; default ``$NATWISE_DATA``.
-    """
-    check_option("claim", claim, tuple(_STUDIES))
-    with provenance(seed=seed) as record:
-        arrays, scalars, params = _STUDIES[claim](Streams(seed), data_dir)
-    return Result(f"{KIND}/{claim}", arrays, scalars, params={**params, "scale": scale}, provenance=record)
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the measurement of a claim."""
-    drawing = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = drawing.subplots()
-    if "flagged" in result.arrays:
-        _draw_scores(axes, result)
-    elif "accuracy" in result.arrays:
-        _draw_summaries(axes, result)
-    else:
-        _draw_agreement(axes, result)
-    return drawing
-
-
-def _exact_linear(streams: Streams, data_dir: _DATA) -> Measured:
+def _exact_linear(setting: Setting) -> Found:
     """Without hidden layer the linearisation is exact: scores must equal those of real retraining."""
-    X, y, X_val, _ = _pair(_digits(), streams, (4, 9), 60, 40)
+    X, y, X_val, _ = _pair(_digits(), setting.streams, (4, 9), 60, 40)
     module = nn.Linear(X.shape[1], 1).double()
     check = linearization_check(
-        module, X, y, X_val, t=200, lr=0.01, weight_decay=0.01, n_removals=20, random_state=streams
+        module, X, y, X_val, t=200, lr=0.01, weight_decay=0.01, n_removals=20, random_state=setting.streams
     )
     return _agreement(check, {"data": "digits 4 against 9", "n": 60})
 
 
-def _digits_retraining(streams: Streams, data_dir: _DATA) -> Measured:
-    X, y, X_val, _ = _pair(_digits(), streams, (4, 9), 80, 100)
-    return _retraining(streams, X, y, X_val, n_removals=16, lr=0.02)
+def _digits_retraining(setting: Setting) -> Found:
+    X, y, X_val, _ = _pair(_digits(), setting.streams, (4, 9), 80, 100)
+    return _retraining(setting.streams, X, y, X_val, n_removals=16, lr=0.02)
 
 
-def _mnist_retraining(streams: Streams, data_dir: _DATA) -> Measured:
-    X, y, X_val, _ = _pair(_mnist(data_dir), streams, (4, 9), 80, 350)
-    return _retraining(streams, X, y, X_val, n_removals=32, lr=PAPER["lr"])
+def _mnist_retraining(setting: Setting) -> Found:
+    X, y, X_val, _ = _pair(_mnist(setting.data_dir), setting.streams, (4, 9), 80, 350)
+    return _retraining(setting.streams, X, y, X_val, n_removals=32, lr=PAPER["lr"])
 
 
 def _retraining(
     streams: Streams, X: np.ndarray, y: np.ndarray, X_val: np.ndarray, *, n_removals: int, lr: float
-) -> Measured:
+) -> Found:
     training: dict[str, Any] = {"t": 300, "lr": lr, "n_removals": n_removals}
     module = relu_network(X.shape[1], 256, 1, streams)
     check = linearization_check(module, X, y, X_val, random_state=streams, **training)
     return _agreement(check, {"hidden": 256, "n": len(X), **training})
 
 
-def _agreement(check: Result, params: dict[str, Any]) -> Measured:
+def _agreement(check: Result, params: dict[str, Any]) -> Found:
     ours, real = check.arrays["functional_information"], check.arrays["retrained_functional_information"]
     scalars = dict(check.scalars) | {"max_relative_error": np.abs(ours - real).max() / real.max()}
-    return dict(check.arrays), scalars, params
+    return Found(check.arrays, scalars, params)
 
 
-def _digits_flips(streams: Streams, data_dir: _DATA) -> Measured:
+def _digits_flips(setting: Setting) -> Found:
     images, labels = _digits()
-    chosen = streams.numpy("rows").permutation(len(labels))[:1000]
-    given, flipped = _flip(labels[chosen], 0.1, streams)
-    scores = SampleInformation(random_state=streams).fit(images[chosen], given)
+    chosen = setting.streams.numpy("rows").permutation(len(labels))[:1000]
+    given, flipped = _flip(labels[chosen], 0.1, setting.streams)
+    scores = SampleInformation(random_state=setting.streams).fit(images[chosen], given)
     arrays, scalars = _detection(scores, flipped)
-    return arrays, scalars, {"data": "digits, 10 classes", "flagged": "flipped label", "n": 1000, "flip_rate": 0.1}
+    return Found(
+        arrays, scalars, {"data": "digits, 10 classes", "flagged": "flipped label", "n": 1000, "flip_rate": 0.1}
+    )
 
 
-def _mnist_flips(streams: Streams, data_dir: _DATA) -> Measured:
-    X, y, X_val, _ = _pair(_mnist(data_dir), streams, (4, 9), 1000, 350)
-    given, flipped = _flip(y.astype(int), 0.1, streams)
-    scores = SampleInformation(relu_network(784, 1024, 1, streams), **PAPER).fit(X, given.astype(float), X_val)
+def _mnist_flips(setting: Setting) -> Found:
+    X, y, X_val, _ = _pair(_mnist(setting.data_dir), setting.streams, (4, 9), 1000, 350)
+    given, flipped = _flip(y.astype(int), 0.1, setting.streams)
+    scores = SampleInformation(relu_network(784, 1024, 1, setting.streams), **PAPER).fit(X, given.astype(float), X_val)
     arrays, scalars = _detection(scores, flipped)
     params = {"data": "MNIST 4 against 9", "flagged": "flipped label", "n": 1000, "flip_rate": 0.1, "hidden": 1024}
-    return arrays, scalars, params | PAPER
+    return Found(arrays, scalars, params | PAPER)
 
 
-def _mnist_rare(streams: Streams, data_dir: _DATA) -> Measured:
+def _mnist_rare(setting: Setting) -> Found:
     """One class is 400 sevens and 20 ones, the other 400 zeros; the mean over five draws of samples and networks."""
-    images, labels = _mnist(data_dir)
+    images, labels = _mnist(setting.data_dir)
     ratios, aurocs = [], []
     for repeat in range(5):
-        draw = streams.child(repeat)
+        draw = setting.streams.child(repeat)
         shuffled = draw.numpy("rows").permutation(len(labels))
         digits = {digit: shuffled[labels[shuffled] == digit] for digit in (0, 1, 7)}
         train = np.concatenate([digits[7][:400], digits[1][:20], digits[0][:400]])
@@ -134,24 +104,30 @@ def _mnist_rare(streams: Streams, data_dir: _DATA) -> Measured:
     scalars = {"mean_ratio": np.mean(ratios), "smallest_ratio": np.min(ratios), "auroc": np.mean(aurocs)}
     arrays = {"flagged": rare, "score": inside, "ratios": np.array(ratios)}
     params = {"data": "MNIST {400 sevens, 20 ones} against 400 zeros", "flagged": "rare sub-class", "draws": 5}
-    return arrays, scalars, params | PAPER
+    return Found(arrays, scalars, params | PAPER)
 
 
-def _digits_summary(streams: Streams, data_dir: _DATA) -> Measured:
-    X, y, X_val, more = _pair(_digits(), streams, (8, 3, 5, 9), 300, 150)
-    module = relu_network(X.shape[1], 256, 1, streams)
-    return _summaries(SampleInformation(module).fit(X, y, X_val), X, y, more, streams)
+def _digits_summary(setting: Setting) -> Found:
+    X, y, X_val, more = _pair(_digits(), setting.streams, (8, 3, 5, 9), 300, 150)
+    module = relu_network(X.shape[1], 256, 1, setting.streams)
+    return _summaries(SampleInformation(module).fit(X, y, X_val), X, y, more, setting.streams)
 
 
-def _mnist_summary(streams: Streams, data_dir: _DATA) -> Measured:
-    X, y, X_val, more = _pair(_mnist(data_dir), streams, (4, 9), 1000, 350)
-    scores = SampleInformation(relu_network(784, 1024, 1, streams), **PAPER).fit(X, y, X_val)
-    return _summaries(scores, X, y, more, streams)
+def _mnist_summary(setting: Setting) -> Found:
+    local.find(MNIST, setting.data_dir)  # noted for each claim that reads the shared experiment
+    return _mnist_summaries(setting)
+
+
+@functools.lru_cache(maxsize=1)  # two claims read it
+def _mnist_summaries(setting: Setting) -> Found:
+    X, y, X_val, more = _pair(_mnist(setting.data_dir), setting.streams, (4, 9), 1000, 350)
+    scores = SampleInformation(relu_network(784, 1024, 1, setting.streams), **PAPER).fit(X, y, X_val)
+    return _summaries(scores, X, y, more, setting.streams)
 
 
 def _summaries(
     scores: SampleInformation, X: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], streams: Streams
-) -> Measured:
+) -> Found:
     """Accuracy of the linearised network on unseen data after removing 50, 80 and 90 % of the samples."""
     n, rng = len(X), streams.numpy("random-subset")
     removed = np.array([0.5, 0.8, 0.9])
@@ -175,28 +151,30 @@ def _summaries(
     scalars["gain_over_random"] = table[-1, 0] - table[-1, 3]
     scalars["gain_over_one_shot"] = table[-1, 0] - table[-1, 1]
     scalars["full"] = accuracy(np.arange(n))
-    return {"removed": removed, "accuracy": table}, scalars, {"n": n, "step": 0.05}
+    return Found({"removed": removed, "accuracy": table}, scalars, {"n": n, "step": 0.05})
 
 
-def _digits_adversarial(streams: Streams, data_dir: _DATA) -> Measured:
+def _digits_adversarial(setting: Setting) -> Found:
     """Perturb a tenth of the training images by the sign of a linear classifier's gradient, labels unchanged."""
-    X, y, X_val, _ = _pair(_digits(), streams, (4, 9), 300, 60)
+    X, y, X_val, _ = _pair(_digits(), setting.streams, (4, 9), 300, 60)
     direction = np.linalg.solve(X.T @ X + len(X) * np.eye(X.shape[1]), X.T @ (2 * y - 1))
     attacked = np.zeros(len(X), dtype=bool)
-    attacked[streams.numpy("attacked").choice(len(X), len(X) // 10, replace=False)] = True
+    attacked[setting.streams.numpy("attacked").choice(len(X), len(X) // 10, replace=False)] = True
     step = 0.3 * np.sign(direction) * X.std()
     X_attacked = np.where(attacked[:, None], X - (2 * y - 1)[:, None] * step, X).astype(np.float32)
-    scores = SampleInformation(relu_network(X.shape[1], 512, 1, streams)).fit(X_attacked, y, X_val)
+    scores = SampleInformation(relu_network(X.shape[1], 512, 1, setting.streams)).fit(X_attacked, y, X_val)
     arrays, scalars = _detection(scores, attacked)
-    return arrays, scalars, {"data": "digits 4 against 9", "flagged": "perturbed image", "n": 300, "attack": "0.3 std"}
+    return Found(
+        arrays, scalars, {"data": "digits 4 against 9", "flagged": "perturbed image", "n": 300, "attack": "0.3 std"}
+    )
 
 
-def _human_noise(streams: Streams, data_dir: _DATA) -> Measured:
+def _human_noise(setting: Setting) -> Found:
     """Real annotators' mistakes on CIFAR-10 images: ours, out-of-fold self-confidence, and both."""
     n = 1500
-    features, given, wrong = human_noise_data(n, streams, data_dir)
-    confidence = out_of_fold_confidence(features, given, streams)
-    scores = SampleInformation(random_state=streams).fit(features, given)
+    features, given, wrong = human_noise_data(n, setting.streams, setting.data_dir)
+    confidence = out_of_fold_confidence(features, given, setting.streams)
+    scores = SampleInformation(random_state=setting.streams).fit(features, given)
     arrays, scalars = _detection(scores, wrong)
     own = np.eye(10)[given]
     left_out_error = np.square(own - scores.left_out_predictions_).sum(axis=1)
@@ -208,10 +186,10 @@ def _human_noise(streams: Streams, data_dir: _DATA) -> Measured:
     }
     scalars["noise_rate"] = wrong.mean()
     scalars["gain"] = scalars["auroc_combined"] - scalars["auroc_confidence"]
-    return arrays, scalars, {"data": "CIFAR-10N worse labels", "flagged": "wrong label", "n": n}
+    return Found(arrays, scalars, {"data": "CIFAR-10N worse labels", "flagged": "wrong label", "n": n})
 
 
-def human_noise_data(n: int, streams: Streams, data_dir: _DATA) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def human_noise_data(n: int, streams: Streams, data_dir: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return frozen patch features of n CIFAR-10 images, the labels of one annotator, and which are wrong."""
     images = load_npz(local.find("images/cifar10_train5000.npz", data_dir))["x"][:n]
     labels = load_npz(local.find("images/cifar10n_human_labels_first5000.npz", data_dir))
@@ -256,8 +234,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return images / 8.0 - 1.0, labels
 
 
-def _mnist(data_dir: _DATA) -> tuple[np.ndarray, np.ndarray]:
-    archive = load_npz(local.find("images/mnist.npz", data_dir))
+def _mnist(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    archive = load_npz(local.find(MNIST, data_dir))
     images = archive["x_test"].reshape(-1, 784).astype(np.float32) / 255
     return (images - np.float32(0.1307)) / np.float32(0.3081), archive["y_test"].astype(int)
 
@@ -278,6 +256,36 @@ def _flip(labels: np.ndarray, rate: float, streams: Streams) -> tuple[np.ndarray
     flipped = rng.random(len(labels)) < rate
     shift = rng.integers(1, n_classes, len(labels))
     return np.where(flipped, (labels + shift) % n_classes, labels), flipped
+
+
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
+    "exact-for-linear-models": _exact_linear,
+    "digits-retraining": _digits_retraining,
+    "digits-mislabeled": _digits_flips,
+    "digits-summarization": _digits_summary,
+    "digits-adversarial": _digits_adversarial,
+    "mnist-retraining": _mnist_retraining,
+    "mnist-mislabeled": _mnist_flips,
+    "mnist-rare-subclass": _mnist_rare,
+    "mnist-summarization": _mnist_summary,
+    "mnist-summarization-one-shot": _mnist_summary,
+    "human-label-noise": _human_noise,
+}
+STUDY = Study("samples.unique_information", MEASUREMENTS)
+run = STUDY.run
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the measurement of a claim."""
+    drawing = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = drawing.subplots()
+    if "flagged" in result.arrays:
+        _draw_scores(axes, result)
+    elif "accuracy" in result.arrays:
+        _draw_summaries(axes, result)
+    else:
+        _draw_agreement(axes, result)
+    return drawing
 
 
 def _draw_scores(axes: Axes, result: Result) -> None:
@@ -309,18 +317,3 @@ def _draw_agreement(axes: Axes, result: Result) -> None:
     axes.set(
         xlabel="real retraining (nats)", ylabel="linearised network (nats)", title="Functional information of a sample"
     )
-
-
-_STUDIES: dict[str, Callable[[Streams, _DATA], Measured]] = {
-    "exact-for-linear-models": _exact_linear,
-    "digits-retraining": _digits_retraining,
-    "digits-mislabeled": _digits_flips,
-    "digits-summarization": _digits_summary,
-    "digits-adversarial": _digits_adversarial,
-    "mnist-retraining": _mnist_retraining,
-    "mnist-mislabeled": _mnist_flips,
-    "mnist-rare-subclass": _mnist_rare,
-    "mnist-summarization": _mnist_summary,
-    "mnist-summarization-one-shot": _mnist_summary,
-    "human-label-noise": _human_noise,
-}
