@@ -53,6 +53,7 @@ CASES = [
     (check_array, {"value": torch.eye(2).to_sparse()}, TypeError, "value must be a dense tensor of a NumPy type"),
     (check_array, {"value": torch.ones(2, dtype=torch.bfloat16)}, TypeError, "got torch.strided torch.bfloat16"),
     (check_array, {"value": [[0, 1], [2, math.inf]]}, ValueError, "value must be finite, got inf at index (1, 1)"),
+    (check_array, {"value": np.ma.array([1, 2], mask=[0, 1])}, ValueError, "value must have no masked values, got"),
     (check_array, {"value": [1.0, None]}, ValueError, "value must be finite, got nan at index (1,)"),
     (check_array, {"value": [1, 2], "shape": ("n", 2)}, ValueError, "value must have shape (n, 2), got (2,)"),
     (check_array, {"value": [[1]], "shape": (None, np.int64(2))}, ValueError, "shape (any, 2), got (1, 1)"),

@@ -149,6 +149,8 @@ def _as_numeric(name: str, value: Any) -> np.ndarray:
         raise TypeError(f"{name} must be an array, got {shorten(value)}")
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} must be a dense array, got a sparse {type(value).__name__}")
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked values, got {shorten(value)}")
     try:
         array = np.asarray(value)
     except ValueError as error:

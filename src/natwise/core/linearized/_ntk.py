@@ -116,6 +116,8 @@ def as_inputs(name: str, value: Any, parameters: dict[str, nn.Parameter]) -> Ten
     like = next(iter(parameters.values()))
     if isinstance(value, Tensor):
         tensor = value.detach()
+        if tensor.is_complex():
+            raise TypeError(f"{name} must be numeric, got dtype {tensor.dtype}")
     else:
         array = np.asarray(value)
         array = array if array.dtype.kind in "iu" else check_array(name, value)
@@ -124,9 +126,10 @@ def as_inputs(name: str, value: Any, parameters: dict[str, nn.Parameter]) -> Ten
         raise ValueError(f"{name} must hold at least one sample, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         return tensor.to(like.device, torch.int64)
+    tensor = tensor.to(like.device, like.dtype)
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return tensor.to(like.device, like.dtype)
+        raise ValueError(f"{name} must be finite in {like.dtype}, got NaN or infinity")
+    return tensor
 
 
 def _prepare(module: nn.Module, dtype: Any) -> tuple[nn.Module, dict[str, nn.Parameter]]:

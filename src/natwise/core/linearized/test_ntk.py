@@ -254,6 +254,8 @@ def test_bad_input():
             ({"module": Returning(lambda y: (y, y))}, TypeError, "must return a tensor"),
             ({"module": Returning(torch.sum)}, ValueError, "one row of outputs"),
             ({"X": np.full((2, 3), np.nan)}, ValueError, "finite"),
+            ({"X": np.full((2, 3), 1e300)}, ValueError, "finite in torch.float32"),
+            ({"X": torch.ones(2, 3) * 1j}, TypeError, "numeric"),
             ({"X": np.ones((0, 3))}, ValueError, "at least one sample"),
             ({"method": "structrued"}, ValueError, "Did you mean 'structured'"),
             ({"outputs": "sum"}, ValueError, "'mean'"),
