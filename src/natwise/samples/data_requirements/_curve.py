@@ -18,7 +18,7 @@ from scipy.special import stdtr, stdtrit
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from natwise.core.validation import check_array, check_real, check_same_length, shorten
+from natwise.core.validation import check_array, check_flag, check_real, check_same_length, shorten
 
 MIN_SIZES = 3
 ACCURACY_P_VALUE = 0.02
@@ -139,7 +139,7 @@ class LearningCurve(BaseEstimator):
         """
         x = self._log_sizes(n)
         errors = np.exp(self._log_error(x))
-        return (errors, self._log_std(x)) if return_std else errors
+        return (errors, self._log_std(x)) if check_flag("return_std", return_std) else errors
 
     def predict_interval(self, n: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return the lower and upper end of the log-normal band of the curve at sizes `n`.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import joblib
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import clone, is_regressor
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_array, check_integer, check_real, check_same_length
+from natwise.core.validation import check_array, check_integer, check_real, shorten
 from natwise.result import Result, provenance
+from natwise.samples._labels import check_labels
 
 from ._curve import MIN_SIZES
 
@@ -69,14 +71,16 @@ def measure_learning_curve(
 
     Raises
     ------
+    TypeError
+        The estimator is no classifier.
     ValueError
-        Lengths differ, fewer than two classes, too few rows, or sizes that do not fit.
+        Lengths differ, labels are missing, fewer than two classes, too few rows, or sizes that do not fit.
     """
-    _check_options(repeats, test_fraction, time_limit)
-    X, y, groups = _check_data(X, y, groups)
+    _check_estimator(estimator)
+    _check_options(repeats, test_fraction, time_limit, n_jobs)
+    X, codes, y, names, group_index = _check_data(X, y, groups)
     streams = Streams.of(random_state)
-    names, group_index = np.unique(groups, return_inverse=True)
-    strata = _strata(y, group_index)
+    strata = group_index * (codes.max() + 1) + codes  # a class within a group
     splits = [_split(strata, test_fraction, streams.numpy(f"split-{i}")) for i in range(repeats)]
     _check_groups_tested(splits, names, group_index)
     checked = _check_sizes(sizes, len(splits[0][0]), len(np.unique(strata)))
@@ -94,32 +98,34 @@ def measure_learning_curve(
     )
 
 
-def _check_options(repeats: int, test_fraction: float, time_limit: float | None) -> None:
+def _check_options(repeats: int, test_fraction: float, time_limit: float | None, n_jobs: int | None) -> None:
     check_integer("repeats", repeats, minimum=1)
     check_real("test_fraction", test_fraction, minimum=0, maximum=1, exclusive=True)
+    if n_jobs is not None:
+        check_integer("n_jobs", n_jobs)
     if time_limit is not None:
         check_real("time_limit", time_limit, minimum=0, exclusive=True)
 
 
-def _check_data(X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _check_estimator(estimator: Any) -> None:
+    usable = hasattr(estimator, "fit") and hasattr(estimator, "predict") and not inspect.isclass(estimator)
+    if not usable or is_regressor(estimator):
+        raise TypeError(f"estimator must be a classifier such as LogisticRegression(), got {shorten(estimator)}")
+
+
+def _check_data(X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return X, class numbers (n,), labels (n,), the names of the groups, and the group (n,) of every row."""
     X = check_array("X", X, shape=("n_samples", "n_features"))
-    y = np.asarray(y)
-    groups = np.zeros(len(X), dtype=int) if groups is None else np.asarray(groups)
-    check_same_length(X=X, y=y, groups=groups)
     if len(X) < MIN_ROWS:
         raise ValueError(f"X must have at least {MIN_ROWS} rows, got {len(X)}")
-    if len(np.unique(y)) < 2:
-        raise ValueError(f"y must hold at least two classes, got {np.unique(y).tolist()}")
-    names, counts = np.unique(groups, return_counts=True)
+    classes, codes = check_labels("y", y, len(X))
+    if len(classes) < 2:
+        raise ValueError(f"y must hold at least two classes, got {classes.tolist()}")
+    names, index = check_labels("groups", np.zeros(len(X), dtype=int) if groups is None else groups, len(X))
+    counts = np.bincount(index)
     if counts.min() < 4:
-        raise ValueError(f"every group needs at least 4 rows, got {counts.min()} in {names[counts.argmin()]!r}")
-    return X, y, groups
-
-
-def _strata(y: np.ndarray, group_index: np.ndarray) -> np.ndarray:
-    """Return a stratum per row: its class within its group."""
-    classes = np.unique(y, return_inverse=True)[1]
-    return group_index * (classes.max() + 1) + classes
+        raise ValueError(f"groups must have at least 4 rows each, got {counts.min()} in {names[counts.argmin()]!r}")
+    return X, codes, classes[codes], names, index
 
 
 def _split(strata: np.ndarray, test_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

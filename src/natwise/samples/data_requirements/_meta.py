@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
 from natwise.core.random import RandomState, Streams
+from natwise.core.validation import shorten
 
 from ._curve import Observations, check_observations, weighted_least_squares
 from ._power import PiecewisePowerLaw, PowerLaw, _basis, _profile_switch, _TangentCurve
@@ -57,8 +58,10 @@ class CurveBank:
     """
 
     def __init__(self, curves: Iterable[Mapping[str, Any]], random_state: RandomState = None):
-        cuts = [_cuts(curve["n"], curve["errors"]) for curve in curves]
+        cuts = [_cuts(curve["n"], curve["errors"]) for curve in _checked(curves)]
         self.n_curves = len(cuts)
+        if not any(len(target) for _, target in cuts):
+            raise ValueError(f"curves must hold one of at least five distinct sizes, got {len(cuts)} shorter ones")
         features, target, weight = (
             np.concatenate(column)
             for column in zip(*[(f, t, np.full(len(t), 1 / len(t))) for f, t in cuts if len(t)], strict=True)
@@ -206,6 +209,16 @@ def _own_fit_is_better(observations: Observations) -> bool:
         np.abs(curve._log_error(observations.x[beyond]) - observations.y[beyond]).mean() for curve in (own, power)
     ]
     return own.coef_[1] < 0 and misses[0] < OWN_FIT_FACTOR * misses[1]
+
+
+def _checked(curves: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(curves, Iterable) or isinstance(curves, (str, bytes, Mapping)):
+        raise TypeError(f"curves must be a sequence of mappings, got {shorten(curves)}")
+    curves = list(curves)
+    for position, curve in enumerate(curves):
+        if not isinstance(curve, Mapping) or not {"n", "errors"} <= set(curve):
+            raise TypeError(f'curves[{position}] must be a mapping with "n" and "errors", got {shorten(curve)}')
+    return curves
 
 
 def _cuts(n: Any, errors: Any) -> tuple[np.ndarray, np.ndarray]:

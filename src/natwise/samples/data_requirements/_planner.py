@@ -10,12 +10,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
-from natwise.core.validation import check_array, check_integer, check_real, check_same_length
+from natwise.core.validation import check_array, check_integer, check_real, check_same_length, shorten
 from natwise.result import Result, provenance
 
 from ._curve import LearningCurve, check_target
 
 N_EXACT = 20_000
+MAX_BUDGET = 2**53
 
 
 class DataRequirementPlanner(BaseEstimator):
@@ -121,7 +122,7 @@ class DataRequirementPlanner(BaseEstimator):
             self.fit(n, errors)
             while self.status_ != "reached" and len(rounds) < self.max_rounds:
                 size = self.next_size_
-                new = np.atleast_1d(np.asarray(measure(size), dtype=float))
+                new = _measured(measure(size))
                 rounds.append((size, new.mean(), self.required_, *self.interval_, self.horizon_))
                 n, errors = np.r_[n, np.full(len(new), size)], np.r_[errors, new]
                 self.fit(n, errors)
@@ -145,6 +146,7 @@ class DataRequirementPlanner(BaseEstimator):
 
     def _check_parameters(self) -> float:
         """Return the error rate that is aimed at."""
+        _check_curve("model", self.model)
         check_target(self.target)
         check_integer("max_rounds", self.max_rounds, minimum=1)
         check_real("correction", self.correction, minimum=0)
@@ -183,10 +185,12 @@ def allocate_budget(curves: Sequence[LearningCurve], weights: Any, budget: int) 
     ValueError
         For no curves, negative or all-zero weights, or another number of weights.
     """
-    curves = list(curves)
+    curves = list(curves) if isinstance(curves, (Sequence, np.ndarray)) else [curves]
+    for position, curve in enumerate(curves):
+        _check_curve(f"curves[{position}]", curve)
     weights = check_array("weights", weights, shape=("n_groups",), dtype=np.float64)
     check_same_length(curves=curves, weights=weights)
-    budget = check_integer("budget", budget, minimum=0)
+    budget = check_integer("budget", budget, minimum=0, maximum=MAX_BUDGET)
     if not curves or (weights < 0).any() or not weights.any():
         raise ValueError(f"weights must be >= 0 and not all 0, got {weights.tolist()}")
     for curve in curves:
@@ -197,6 +201,19 @@ def allocate_budget(curves: Sequence[LearningCurve], weights: Any, budget: int) 
     taken[slope[order] <= 0] = 0
     spent = np.bincount(group[order], weights=taken, minlength=len(curves)).astype(np.int64)
     return spent + _shares(weights, budget - int(spent.sum()))
+
+
+def _check_curve(name: str, value: Any) -> None:
+    if not isinstance(value, LearningCurve):
+        raise TypeError(f"{name} must be a learning curve such as PowerLaw(), got {shorten(value)}")
+
+
+def _measured(errors: Any) -> np.ndarray:
+    """Return what `measure` returned as a 1-D array; whether these are error rates is checked by the next fit."""
+    errors = np.atleast_1d(check_array("measure(size)", errors, dtype=np.float64))
+    if errors.ndim != 1 or not len(errors):
+        raise ValueError(f"measure(size) must return an error rate or a 1-D array of repeats, got shape {errors.shape}")
+    return errors
 
 
 def _steps(curves: list[LearningCurve], weights: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from sklearn.exceptions import NotFittedError
 from natwise.core.io import load_npz
 from natwise.samples import (
     ClassicalCurve,
+    CurveBank,
     MetaPiecewisePowerLaw,
     PiecewisePowerLaw,
     PowerLaw,
@@ -286,12 +287,16 @@ def test_bad_points(curve, case):
         (lambda c: c.required_samples(math.nan), ValueError, "target must be finite"),
         (lambda c: c.required_samples("0.1"), TypeError, "target must be a number"),
         (lambda c: c.predict([0]), ValueError, "n must be > 0"),
+        (lambda c: c.predict([1], return_std="no"), TypeError, "return_std must be True or False"),
         (lambda c: c.horizon(0), ValueError, "rtol must be > 0"),
         (lambda c: c.predict_interval([10], confidence=1.0), ValueError, "confidence must be"),
         (lambda c: PowerLaw(max_extrapolation=0.5).fit(*GOOD), ValueError, "max_extrapolation must be >= 1"),
         (lambda c: PiecewisePowerLaw(switch_size=0).fit(*GOOD), ValueError, "switch_size must be > 0"),
         (lambda c: ClassicalCurve("arctg").fit(*GOOD), ValueError, "Did you mean 'arctan'"),
         (lambda c: MetaPiecewisePowerLaw(bank=[]).fit(*GOOD), TypeError, "bank must be a CurveBank"),
+        (lambda c: CurveBank([]), ValueError, "curves must hold one of at least five"),
+        (lambda c: CurveBank({"n": GOOD[0], "errors": GOOD[1]}), TypeError, "curves must be a sequence of mappings"),
+        (lambda c: CurveBank([{"n": GOOD[0]}]), TypeError, r"curves\[0\] must be a mapping with"),
     ],
 )
 def test_bad_arguments(call, kind, message):

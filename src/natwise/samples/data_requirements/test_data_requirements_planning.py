@@ -11,7 +11,7 @@ from joblib import parallel_config
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_classification
-from sklearn.dummy import DummyClassifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.exceptions import NotFittedError
 from sklearn.naive_bayes import GaussianNB
 
@@ -116,13 +116,23 @@ def test_planner_on_flat_curves_and_bad_arguments():
     plan = DataRequirementPlanner(PowerLaw(), 0.1).fit(N[:4], [0.3] * 4)
     assert (plan.status_, plan.required_, plan.interval_) == ("unreachable", math.inf, (math.inf, math.inf))
     for change, message in [
+        ({"model": GaussianNB()}, "model must be a learning curve"),
         ({"target": 0.0}, "target"),
         ({"correction": 0.1}, "correction must be smaller"),
         ({"max_rounds": 0}, "max_rounds"),
         ({"min_growth": 1.0}, "min_growth"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             clone(plan).set_params(**change).fit(N[:4], [0.3] * 4)
+    for answer, message in [
+        ([], "1-D"),
+        ([[0.1]], "1-D"),
+        (math.nan, "finite"),
+        ("x", "numeric"),
+        (0.0, "errors must"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            plan.run(lambda size, answer=answer: answer, N[:4], [0.3] * 4)
 
 
 @settings(max_examples=15, deadline=None)
@@ -166,6 +176,9 @@ def test_allocation_large_flat_and_late_gains():
         ([power_curve(1, 0.5)], [0], 5, ValueError, "weights must be"),
         ([power_curve(1, 0.5)], [1], -1, ValueError, "budget must be >= 0"),
         ([power_curve(1, 0.5)], [1], 2.5, TypeError, "budget must be an integer"),
+        ([power_curve(1, 0.5)], [1], 10**30, ValueError, "budget must be .*<="),
+        ([GaussianNB()], [1], 5, TypeError, r"curves\[0\] must be a learning curve"),
+        (None, [1], 5, TypeError, r"curves\[0\] must be a learning curve"),
         ([PowerLaw()], [1], 5, NotFittedError, "not fitted"),
     ],
 )
@@ -206,7 +219,13 @@ def test_measured_curve_floors_zero_errors_and_keeps_its_time():
     ("change", "message"),
     [
         ({"y": np.zeros(150)}, "at least two classes"),
-        ({"y": np.arange(149)}, "same length"),
+        ({"y": np.arange(149)}, "y must have shape"),
+        ({"y": np.zeros((150, 1))}, "y must have shape"),
+        ({"y": [None] * 150}, "y must not miss"),
+        ({"groups": [np.nan] * 150}, "groups must be finite"),
+        ({"estimator": DummyRegressor()}, "estimator must be a classifier"),
+        ({"estimator": DummyClassifier}, "estimator must be a classifier"),
+        ({"n_jobs": "two"}, "n_jobs must be an integer"),
         ({"sizes": [10, 20]}, "sizes must hold at least 3"),
         ({"sizes": [10, 20, 140]}, "between 2 and the 112"),
         ({"groups": ["a"] * 148 + ["b"] * 2}, "at least 4 rows"),
@@ -218,7 +237,7 @@ def test_measured_curve_floors_zero_errors_and_keeps_its_time():
 )
 def test_measured_curve_bad_arguments(change, message):
     X, y = load_iris(return_X_y=True)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         measure_learning_curve(**({"estimator": DummyClassifier(), "X": X, "y": y} | change))
 
 

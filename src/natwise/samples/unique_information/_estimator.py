@@ -11,9 +11,10 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from natwise.core.linearized import as_inputs, check_evaluation_mode, empirical_ntk, largest_without
+from natwise.core.linearized import as_inputs, check_evaluation_mode, empirical_ntk, flat_outputs, largest_without
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_array, check_integer, check_option, check_real, check_same_length
+from natwise.core.validation import check_array, check_flag, check_integer, check_option, check_real, check_same_length
+from natwise.samples._labels import check_labels
 from natwise.samples.unique_information._leave_one_out import leave_one_out
 from natwise.samples.unique_information._problem import check_targets, training_rule
 from natwise.samples.unique_information._smoothing import Smoothing
@@ -193,7 +194,7 @@ class SampleInformation(BaseEstimator):
         check_is_fitted(self)
         step = check_real("step", step, minimum=0.0, maximum=1.0, exclusive=True)
         left = np.argsort(self.functional_information_, kind="stable")
-        if not recompute:
+        if not check_flag("recompute", recompute):
             return left
         removed = []
         while len(left) > keep:
@@ -240,12 +241,12 @@ class SampleInformation(BaseEstimator):
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Return 0/1 for two classes and one-hot rows for more; other targets are taken as numbers."""
-        if type_of_target(y) not in ("binary", "multiclass"):
-            return check_array("y", y, dtype=np.float64)
-        self.classes_, index = np.unique(y, return_inverse=True)
-        if len(self.classes_) <= 2:
-            return index.ravel().astype(np.float64)
-        return np.eye(len(self.classes_))[index.ravel()]
+        if y.dtype.kind not in "UO":
+            y = check_array("y", y)
+            if type_of_target(y) not in ("binary", "multiclass"):
+                return y
+        self.classes_, index = check_labels("y", y.ravel(), len(y))
+        return index.astype(np.float64) if len(self.classes_) <= 2 else np.eye(len(self.classes_))[index]
 
     def _learning_rate(self) -> float | None:
         if self.lr is not None or self.t is None:
@@ -277,7 +278,7 @@ def outputs_of(module: nn.Module, X: Any) -> np.ndarray:
     parameters = dict(module.named_parameters())
     inputs = as_inputs("X", X, parameters)
     with torch.no_grad():
-        blocks = [module(block).reshape(len(block), -1) for block in inputs.split(_BATCH)]
+        blocks = [flat_outputs(module, block) for block in inputs.split(_BATCH)]
     return torch.cat(blocks).double().cpu().numpy()
 
 
@@ -293,9 +294,8 @@ def _checked_data(estimator: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray,
 
 
 def _checked_validation(estimator: BaseEstimator, X_val: Any, shape: tuple[int, ...]) -> np.ndarray:
-    found = np.shape(_as_array(X_val))[1:]
-    if found != shape:
-        raise ValueError(f"X_val must hold samples of shape {shape} like X, got {found}")
+    if not len(check_array("X_val", X_val, shape=("n_val", *shape))):
+        raise ValueError("X_val must hold at least one sample, got none")
     return validate_data(estimator, _as_array(X_val), reset=False, **_DATA)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from natwise.core.validation import check_array
 from natwise.result import Result
+from natwise.samples._labels import check_labels
 from natwise.samples.unique_information._problem import (
     Problem,
     build_problem,
@@ -119,8 +120,9 @@ def leave_one_out_changes(
     rule = training_rule(t, lr, weight_decay, dynamics, loss_reduction)
     problem = build_problem(ntk, init_preds, targets, rule, groups)
     k = problem.n_outputs
-    n_val = len(ntk_val) * problem.n_samples // len(problem.kernel)
-    kernel_val, _ = check_validation_kernel(ntk_val, np.zeros((n_val, k)), problem)
+    kernel_val = check_array("ntk_val", ntk_val, shape=("n_val_rows", len(problem.kernel)), dtype=np.float64)
+    n_val = len(kernel_val) * problem.n_samples // len(problem.kernel)
+    check_validation_kernel(kernel_val, np.zeros((n_val, k)), problem)
     dual = np.empty((len(problem.members), problem.n_samples, k))
     predictions = np.empty((len(problem.members), n_val, k))
     for positions, coefficients in problem.changes():
@@ -138,23 +140,20 @@ def information_by_group(scores: Any, groups: Any) -> Result:
     ----------
     scores : array (n,)
         Information of every sample, in nats.
-    groups : sequence of length n
-        The source or class of every sample.
+    groups : array (n,)
+        The source or class of every sample: text, numbers or booleans.
 
     Returns
     -------
     Result
-        One row per group: ``mean``, its ``standard_error``, ``count``, and ``ratio`` of the mean to the overall mean.
-        Means, not sums: the information of a group is not the sum over its samples (they may be redundant or
-        synergistic); for that, pass `groups` to `leave_one_out`.
+        One row per group: ``mean``, its ``standard_error`` (NaN for a group of one), ``count``, and ``ratio`` of the
+        mean to the overall mean. Means, not sums: the information of a group is not the sum over its samples (they may
+        be redundant or synergistic); for that, pass `groups` to `leave_one_out`.
     """
-    scores = check_array("scores", scores, dtype=np.float64)
-    groups = np.asarray(groups)
-    if groups.dtype.kind == "f" and np.isnan(groups).any():
-        raise ValueError("groups must not hold NaN")
-    if scores.ndim != 1 or groups.shape != scores.shape or not len(scores):
-        raise ValueError(f"scores and groups must have the same length, got {scores.shape} and {groups.shape}")
-    names, index = np.unique(groups, return_inverse=True)
+    scores = check_array("scores", scores, shape=("n_samples",), dtype=np.float64)
+    if not len(scores):
+        raise ValueError("scores must hold at least one sample, got shape (0,)")
+    names, index = check_labels("groups", groups, len(scores))
     parts: Sequence[np.ndarray] = [scores[index == i] for i in range(len(names))]
     mean = np.array([part.mean() for part in parts])
     count = np.array([len(part) for part in parts])

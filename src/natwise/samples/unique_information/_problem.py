@@ -11,8 +11,10 @@ import numpy as np
 
 from natwise.core.linearized import Dynamics, LeaveOut, Spectrum, TrainingRule, check_fits, largest_without
 from natwise.core.validation import check_array, check_integer, check_option, check_real
+from natwise.samples._labels import check_labels
 
 BATCH_BYTES = 2**27
+LARGEST_ERROR = 1e100  # squares of larger ones overflow
 _WAY_OUT = (
     "use one kernel for all outputs (SampleInformation(outputs='independent'), empirical_ntk(outputs='mean')), "
     "fewer samples, or a single output"
@@ -110,6 +112,8 @@ def build_problem(ntk: Any, init_preds: Any, targets: Any, rule: TrainingRule, g
     kernel = check_array("ntk", ntk)
     spectrum = Spectrum.of(kernel)
     residual = (init_preds - targets).reshape(n_rows, -1)
+    if abs(residual).max() > LARGEST_ERROR:
+        raise ValueError(f"init_preds must be within {LARGEST_ERROR:g} of targets, got {abs(residual).max():g}")
     problem = Problem(kernel, init_preds, residual, rule, n, k, names, members, spectrum)
     _check_stable(rule, problem.dynamics, spectrum.largest, n, 0)
     if rule.t is None and rule.weight_decay == 0 and spectrum.rank < n_rows:
@@ -147,10 +151,10 @@ def check_validation_kernel(ntk_val: Any, val_init_preds: Any, problem: Problem)
     n_rows = len(problem.kernel)
     kernel = check_array("ntk_val", ntk_val, shape=("n_val_rows", n_rows), dtype=np.float64)
     initial = check_array("val_init_preds", val_init_preds, dtype=np.float64)
+    initial = initial[:, None] if initial.ndim == 1 else initial
     per_sample = n_rows // problem.n_samples
-    n_val = len(initial)
-    initial = initial.reshape(n_val, -1)
-    if initial.shape[1] != problem.n_outputs or len(kernel) != n_val * per_sample or n_val == 0:
+    fits = initial.ndim == 2 and initial.shape[1] == problem.n_outputs and len(kernel) == len(initial) * per_sample
+    if not fits or not len(initial):
         raise ValueError(
             f"ntk_val must have {per_sample} rows and val_init_preds {problem.n_outputs} values per validation input, "
             f"got {len(kernel)} rows and predictions of shape {np.shape(val_init_preds)}"
@@ -159,7 +163,7 @@ def check_validation_kernel(ntk_val: Any, val_init_preds: Any, problem: Problem)
 
 
 def _kernel_rows(ntk: Any) -> int:
-    shape = tuple(np.shape(ntk))
+    shape = tuple(ntk.shape if hasattr(ntk, "shape") else check_array("ntk", ntk).shape)
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"ntk must be a square matrix, got shape {shape}")
     return shape[0]
@@ -168,10 +172,7 @@ def _kernel_rows(ntk: Any) -> int:
 def _groups(groups: Any, n: int) -> tuple[list[Any], list[np.ndarray]]:
     if groups is None:
         return list(range(n)), list(np.arange(n)[:, None])
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"groups must have shape ({n},), one label per sample, got {groups.shape}")
-    names, index = np.unique(groups, return_inverse=True)
+    names, index = check_labels("groups", groups, n)
     if len(names) < 2:
         raise ValueError(f"groups must hold at least 2 different labels, got only {names.tolist()}")
     return names.tolist(), [np.flatnonzero(index == i) for i in range(len(names))]

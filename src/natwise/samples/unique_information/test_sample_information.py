@@ -134,8 +134,15 @@ def test_bad_input():
             ({"y": None}, ValueError, "requires y"),
             ({"y": np.full((20, 3), np.nan)}, ValueError, "finite"),
             ({"module": dropout}, ValueError, "training mode"),
+            ({"module": network(d=3, k=3)}, ValueError, "fit the module"),
             ({"outputs": "margin"}, ValueError, "'independent'"),
-            ({"X_val": X[:, :2]}, ValueError, "like X, got (2,)"),
+            ({"X_val": X[:, :2]}, ValueError, "(n_val, 4), got (20, 2)"),
+            ({"X_val": X[:0]}, ValueError, "at least one sample"),
+            ({"X_val": X * np.nan}, ValueError, "finite"),
+            ({"X_val": X * 1j}, TypeError, "numeric"),
+            ({"module": None, "y": y / np.inf * np.nan}, ValueError, "finite"),
+            ({"module": None, "y": y * 1j}, TypeError, "numeric"),
+            ({"module": None, "y": [None, *y[1:]]}, ValueError, "miss"),
             ({"lr": 1e6}, ValueError, "lr must be below"),
         ],
     )
@@ -149,6 +156,7 @@ def test_bad_input():
             ({"keep": 21}, ValueError, "<= 20"),
             ({"keep": 1.5}, ValueError, "<= 1"),
             ({"keep": 5, "step": 0.0}, ValueError, "> 0"),
+            ({"keep": 5, "recompute": "no"}, TypeError, "True or False"),
         ],
     )
     with pytest.raises(ValueError, match="n_removals must be"):

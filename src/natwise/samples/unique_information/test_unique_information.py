@@ -225,8 +225,22 @@ def test_information_by_group():
     assert np.array_equal(result.arrays["mean"], [2.0, 8.0])
     assert np.allclose(result.arrays["ratio"], [0.5, 2.0])
     assert result.arrays["standard_error"][0] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="same length"):
-        information_by_group([1.0, 2.0], ["x"])
+    check_bad_input(
+        information_by_group,
+        [
+            ({"groups": ["x"]}, ValueError, "one label per sample"),
+            ({"groups": ["x", None, "y"]}, ValueError, "miss"),
+            ({"groups": np.array(["x", 1, "y"], dtype=object)}, TypeError, "one kind"),
+            ({"groups": [1.0, np.nan, 2.0]}, ValueError, "finite"),
+            ({"groups": np.ma.array([1, 2, 3], mask=[0, 0, 1])}, ValueError, "miss"),
+            ({"groups": np.array([1, 2, 3], "M8[D]")}, TypeError, "text, numbers or booleans"),
+            ({"groups": [[1], [1, 2], 3]}, ValueError, "regular"),
+            ({"scores": [], "groups": []}, ValueError, "at least one"),
+            ({"scores": np.eye(3)}, ValueError, "shape"),
+        ],
+        scores=[1.0, 3.0, 8.0],
+        groups=["x", "x", "y"],
+    )
 
 
 def test_bad_input():
@@ -258,6 +272,12 @@ def test_bad_input():
             ({"ntk": indefinite}, ValueError, "positive semi-definite"),
             ({"ntk": broken}, ValueError, "finite"),
             ({"ntk": ntk[:5]}, ValueError, "square"),
+            ({"ntk": None}, TypeError, "array"),
+            ({"ntk": [[1.0], [1.0, 2.0]]}, ValueError, "regular"),
+            ({"ntk": np.ma.array(ntk, mask=np.eye(9))}, ValueError, "masked"),
+            ({"init_preds": init * 1e300}, ValueError, "within 1e+100"),
+            ({"val_init_preds": 1.0}, ValueError, "predictions of shape ()"),
+            ({"val_init_preds": []}, ValueError, "predictions of shape (0,)"),
             ({"ntk": ntk[:5, :5]}, ValueError, "sample-major"),
             ({"ntk_val": ntk_val[:, :4]}, ValueError, "shape"),
             ({"ntk_val": ntk_val[:3]}, ValueError, "validation input"),
@@ -269,6 +289,12 @@ def test_bad_input():
             ({"ntk": ntk[:1, :1], "init_preds": [1.0], "targets": [0.0]}, ValueError, "at least 2 samples"),
         ],
         **good,
+    )
+    changes = {name: good[name] for name in ("ntk", "init_preds", "targets", "t", "lr")}
+    check_bad_input(
+        leave_one_out_changes,
+        [({"ntk_val": None}, TypeError, "array"), ({"ntk_val": ntk_val[:0]}, ValueError, "got 0 rows")],
+        **changes,
     )
     with pytest.raises(ValueError, match=r"32,000,000,000,000 bytes.*outputs='independent'"):
         leave_one_out(**good | {"ntk": np.broadcast_to(0.0, (10**6, 10**6))})
