@@ -19,7 +19,7 @@ from natwise.core.training import Trainer, TrainingHistory
 from natwise.core.validation import check_device, check_integer, check_option, check_real, shorten
 from natwise.graphs.mixhop._features import Features, recall_features
 from natwise.graphs.mixhop._graph import Graph, Memory, recall_graph
-from natwise.graphs.mixhop._inputs import encoded, from_torch, split_nodes, to_dense
+from natwise.graphs.mixhop._inputs import encoded, readable, split_nodes, to_dense
 from natwise.graphs.mixhop._model import MixHop, keep_batch_statistics_, kernels
 from natwise.graphs.mixhop._prune import shrink_columns_
 
@@ -198,7 +198,7 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
             diverges.
         """
         X, y = validate_data(
-            self, from_torch(X), from_torch(y), accept_sparse="csr", dtype=np.float64, ensure_min_samples=2
+            self, readable("X", X), readable("y", y), accept_sparse="csr", dtype=np.float64, ensure_min_samples=2
         )
         check_classification_targets(y)
         graph = self._one_graph(edge_index, adjacency)
@@ -242,7 +242,7 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         like = next(self.network_.parameters())
         features = self._features
         if X is not None:
-            X = validate_data(self, from_torch(X), accept_sparse="csr", dtype=np.float64, reset=False)
+            X = validate_data(self, readable("X", X), accept_sparse="csr", dtype=np.float64, reset=False)
             features = self._prepared(X, like)
         graph = self._graph
         if adjacency is not None or not self._has_graph:
@@ -288,7 +288,12 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         self._mean, self._scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.scaling_ == "standardize":
             dense = to_dense(X)
-            self._mean, spread = dense.mean(axis=0), dense.std(axis=0)
+            with np.errstate(over="ignore"):
+                self._mean, spread = dense.mean(axis=0), dense.std(axis=0)
+            if not np.isfinite(spread).all():
+                raise ValueError(
+                    f"X must have columns of finite variance, got {dense[:, ~np.isfinite(spread)][0, 0]:g}"
+                )
             self._scale = np.where(spread > 1e-12 * np.maximum(np.abs(self._mean), 1e-300), spread, 1.0)
 
     def _prepared(self, X: Any, like: torch.Tensor) -> Features:

@@ -123,7 +123,7 @@ class MixHopConv(nn.Module):
         return z if self.bias is None else z + self.bias
 
     def _input_first(self, graph: Graph, x: torch.Tensor) -> torch.Tensor:
-        """Return [(Â^p x) W_p]: cheaper when x is narrow."""
+        """Return [(Â^p x) W_p] of x (n, in_channels): cheaper when x is narrow."""
         reached = {0: x}
         for power in range(1, max(self.powers) + 1):
             reached[power] = _Propagate.apply(reached[power - 1], graph.matrix, (0,))
@@ -163,13 +163,13 @@ def check_widths(name: str, value: Any, powers: Any) -> dict[int, int]:
 
 
 def _listed(powers: Any) -> list[Any]:
-    if isinstance(powers, str) or not isinstance(powers, Iterable):
+    if isinstance(powers, (str, bytes)) or not isinstance(powers, Iterable) or getattr(powers, "ndim", 1) != 1:
         raise TypeError(f"powers must be a list of integers, got {shorten(powers)} ({type(powers).__name__})")
     return list(powers)
 
 
 def propagated(graph: Graph, z: torch.Tensor, widths: Mapping[int, int]) -> torch.Tensor:
-    """Return [Â^p z_p] for the column blocks z_p of z, of the given widths."""
+    """Return [Â^p z_p] (n, sum of widths) for the column blocks z_p of z (n, sum of widths)."""
     powers = sorted(widths)
     if list(widths) == powers:
         return _Propagate.apply(z, graph.matrix, _steps(powers, widths))

@@ -146,7 +146,7 @@ def _compatibility(homophily: float, n_classes: int) -> np.ndarray:
 
 
 def _attach(classes: np.ndarray, compatibility: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
-    """Return edges (2, n_edges), m for every node after the first m of each class.
+    """Return edges (2, n_edges) of nodes of `classes` (n_nodes,), m for each after the first m of every class.
 
     A node stands in the list of its class once, and once more for every edge: a uniform draw from the list is a
     draw by degree.
@@ -169,6 +169,7 @@ def _attach(classes: np.ndarray, compatibility: np.ndarray, m: int, rng: np.rand
 
 
 def _class_features(y: np.ndarray, n_classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return features (n_nodes, 2) of classes y (n_nodes,)."""
     angle = 2 * math.pi * y / n_classes
     sine, cosine = np.sin(angle), np.cos(angle)
     noise = rng.standard_normal((len(y), 2)) * np.sqrt(VARIANCES)
@@ -177,6 +178,7 @@ def _class_features(y: np.ndarray, n_classes: int, rng: np.random.Generator) -> 
 
 
 def _graph_data(arrays: dict[str, np.ndarray]) -> GraphData:
+    """Return the graph of the arrays under `KEYS`."""
     n, n_features = (int(size) for size in arrays["shape"])
     indices = arrays["indices"]
     values = np.broadcast_to(np.asarray(arrays["data"], dtype=np.float32), indices.shape).copy()
@@ -193,4 +195,5 @@ def _graph_data(arrays: dict[str, np.ndarray]) -> GraphData:
 
 
 def _both_directions(edges: np.ndarray) -> np.ndarray:
+    """Return edges (2, n_edges) and their opposites."""
     return np.concatenate([edges, edges[::-1]], axis=1)

@@ -61,7 +61,7 @@ class SparseFeatures:
         return self.matrix.values()
 
     def with_values(self, values: torch.Tensor) -> SparseFeatures:
-        """Return the same pattern with other entries."""
+        """Return the same pattern with other entries (nnz,)."""
         return dataclasses.replace(
             self,
             matrix=_with_values(self.matrix, values),
@@ -91,7 +91,8 @@ def recall_features(memory: Memory, x: Any, like: torch.Tensor, n_features: int)
     if x.shape[0] == 0:
         raise ValueError("x must have at least one row, got none")
     if not is_sparse:
-        return _checked_dense(x).to(like)
+        cast = _checked_dense(x).to(like)
+        return cast if cast is x else _checked_dense(cast)  # float64 may be beyond float32
     if getattr(x, "requires_grad", False):
         raise ValueError("x must be dense when it requires a gradient, got a sparse tensor")
     return memory.get(x, SparseFeatures.prepare, like.dtype, like.device)
@@ -120,6 +121,7 @@ def unit_rows(x: Features) -> Features:
 
 
 def _checked_dense(x: torch.Tensor) -> torch.Tensor:
+    """Return the dense features (n, F) when they are real and finite."""
     if x.is_complex():
         raise TypeError(f"x must be real, got dtype {x.dtype}")
     # the result of another layer is not looked at again; a sum tells most quickly that all is finite
@@ -129,6 +131,7 @@ def _checked_dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def _with_values(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the sparse CSR matrix with other entries (nnz,) in the same places."""
     return torch.sparse_csr_tensor(
         matrix.crow_indices(), matrix.col_indices(), values, size=matrix.shape, check_invariants=False
     )

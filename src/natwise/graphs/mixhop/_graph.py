@@ -115,7 +115,7 @@ def to_csr_tensor(matrix: Any) -> torch.Tensor:
 
 
 def product(matrix: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """Return sparse CSR times dense; gradients are the caller's business.
+    """Return sparse CSR (n, m) times dense (m, k); gradients are the caller's business.
 
     On a CPU, sums of weighted rows are what `embedding_bag` computes, two to four times faster in float32 than the
     sparse product, since it fetches rows ahead.
@@ -146,7 +146,19 @@ def to_scipy(tensor: torch.Tensor) -> sparse.csr_array:
     return sparse.csr_array(parts, shape=tuple(csr.shape))
 
 
+def from_torch(name: str, value: Any) -> Any:
+    """Return a tensor as NumPy array or scipy matrix, anything else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.detach().cpu().numpy() if value.layout == torch.strided else to_scipy(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = f"{value.layout} {value.dtype} of shape {tuple(value.shape)}"
+        raise TypeError(f"{name} must be a tensor of a NumPy type, or a sparse matrix, got {found}") from None
+
+
 def _normalized(edges: np.ndarray, n_nodes: int) -> sparse.csr_array:
+    """Return the normalised matrix (n_nodes, n_nodes) of edges (2, n_edges), CSR in float64."""
     loops = np.arange(n_nodes)
     row = np.concatenate([edges[0], edges[1], loops])
     column = np.concatenate([edges[1], edges[0], loops])
@@ -170,9 +182,7 @@ def _edges(name: str, adjacency: Any, n_nodes: int | None) -> tuple[np.ndarray, 
     """Return edges (2, n_edges) as int64 and the number of nodes."""
     if n_nodes is not None:
         n_nodes = check_integer("n_nodes", n_nodes, minimum=1)
-    if isinstance(adjacency, torch.Tensor):
-        strided = adjacency.layout == torch.strided
-        adjacency = adjacency.detach().cpu().numpy() if strided else to_scipy(adjacency)
+    adjacency = from_torch(name, adjacency)
     if sparse.issparse(adjacency):
         return _edges_of_matrix(name, adjacency, n_nodes)
     try:
@@ -217,7 +227,7 @@ def _stamp(source: Any) -> Any:
     if isinstance(source, torch.Tensor):
         return source._version
     if isinstance(source, np.ndarray):
-        return _checksum(source)
+        return None if source.dtype.hasobject else _checksum(source)
     if sparse.issparse(source) and source.format in ("csr", "csc", "coo"):
         names = ("row", "col", "data") if source.format == "coo" else ("indptr", "indices", "data")
         return tuple(_checksum(getattr(source, name)) for name in names)

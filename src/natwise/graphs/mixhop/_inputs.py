@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from natwise.core.validation import check_array
-from natwise.graphs.mixhop._graph import to_scipy
+from natwise.core.validation import check_array, shorten
+from natwise.graphs.mixhop._graph import from_torch
 
 HIDDEN = -1
 
 
 def split_nodes(y: np.ndarray, train_idx: Any, val_idx: Any, marked: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return training and validation nodes; without numbers, all that are neither hidden nor for validation train."""
+    """Return numbers of training and validation nodes; without, all that are neither hidden nor for validation train.
+
+    `y` (n_nodes,) may mark hidden labels when `marked`, and does when nodes are given.
+    """
     marked = (marked or train_idx is not None or val_idx is not None) and y.dtype.kind in "iuf"
     hidden = y == HIDDEN if marked else np.zeros(len(y), dtype=bool)
     val = None if val_idx is None else _nodes("val_idx", val_idx, hidden)
@@ -27,13 +30,13 @@ def split_nodes(y: np.ndarray, train_idx: Any, val_idx: Any, marked: bool) -> tu
 
 
 def _nodes(name: str, value: Any, hidden: np.ndarray) -> np.ndarray:
-    """Return node numbers; a mask of all nodes is taken too."""
-    array = np.asarray(from_torch(value))
-    if array.dtype == bool:
-        if array.shape != hidden.shape:
-            raise ValueError(f"{name} must be a mask of shape {hidden.shape} or node numbers, got shape {array.shape}")
-        array = np.flatnonzero(array)
-    nodes = check_array(name, array, shape=("n",), dtype=np.int64)
+    """Return node numbers (n,); a mask (n_nodes,) is taken too. `hidden` (n_nodes,) marks nodes without label."""
+    value = readable(name, value)
+    nodes = check_array(name, value, shape=("n",), dtype=np.int64)
+    if np.asarray(value).dtype == bool:
+        if nodes.shape != hidden.shape:
+            raise ValueError(f"{name} must be a mask of shape {hidden.shape} or node numbers, got shape {nodes.shape}")
+        nodes = np.flatnonzero(nodes)
     if not len(nodes):
         raise ValueError(f"{name} must hold at least one node, got none")
     wrong = nodes[(nodes < 0) | (nodes >= len(hidden))]
@@ -45,7 +48,7 @@ def _nodes(name: str, value: Any, hidden: np.ndarray) -> np.ndarray:
 
 
 def encoded(y: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-    """Return the classes of the training nodes and every node's position among them, -1 for others."""
+    """Return the classes of the training nodes and every node's place among them (n_nodes,), -1 for others."""
     classes = np.unique(y[train])
     if len(classes) < 2:
         raise ValueError(f"y must hold at least 2 classes among the training nodes, got 1 class, {classes[0]!r}")
@@ -53,11 +56,15 @@ def encoded(y: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, torch.Tensor]
     return classes, torch.from_numpy(np.where(classes[codes] == y, codes, HIDDEN))
 
 
-def from_torch(value: Any) -> Any:
-    """Return a tensor as NumPy array or scipy matrix, anything else as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.detach().cpu().numpy() if value.layout == torch.strided else to_scipy(value)
+def readable(name: str, value: Any) -> Any:
+    """Return a tensor as NumPy array or scipy matrix, anything else as it is, but for masked entries and times."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked values, got {shorten(value)}")
+    value = from_torch(name, value)
+    for dtype in (getattr(value, "dtype", None), *np.atleast_1d(getattr(value, "dtypes", []))):
+        if getattr(dtype, "kind", "") in ("m", "M", "V"):
+            raise TypeError(f"{name} must hold numbers or text, got dtype {dtype}")
+    return value
 
 
 def to_dense(X: Any) -> np.ndarray:

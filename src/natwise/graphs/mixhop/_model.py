@@ -166,7 +166,7 @@ class MixHop(nn.Module):
         self.dropout = _check_rate("dropout", dropout)
         self.normalize_rows = check_flag("normalize_rows", normalize_rows)
         self.binarize = check_flag("binarize", binarize)
-        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+        if not isinstance(hidden, Sequence) or isinstance(hidden, (str, bytes)):
             raise TypeError(f"hidden must be a list with an entry per layer, got {shorten(hidden)}")
         layers = [check_widths(f"hidden[{i}]", widths, powers) for i, widths in enumerate(hidden)]
         last = check_widths("output_widths", n_classes if output_widths is None else output_widths, powers)

@@ -106,6 +106,7 @@ class _Candidates:
 
     @classmethod
     def of(cls, model: MixHop, index: int) -> _Candidates:
+        """Return the candidates of the mixing layer of this number."""
         conv = model.layers[index]
         last = index == len(model.layers) - 1
         size = model.n_classes if last and isinstance(model.output, WeightedBlockOutput) else 1
@@ -139,6 +140,7 @@ def _within_budget(layers: list[_Candidates], budget: int | Sequence[int]) -> li
 
 @torch.no_grad()
 def _operated(model: MixHop, columns: list[torch.Tensor]) -> MixHop:
+    """Return a copy of the model with the chosen columns, a mask per layer, of its mixing layers."""
     pruned = copy.deepcopy(model)
     inputs = columns[0].new_ones(pruned.layers[0].in_channels)
     for conv, keep in zip(pruned.layers, columns, strict=True):
@@ -151,6 +153,7 @@ def _operated(model: MixHop, columns: list[torch.Tensor]) -> MixHop:
 
 
 def _cut(conv: MixHopConv, rows: torch.Tensor, columns: torch.Tensor) -> None:
+    """Keep the chosen inputs `rows` (in_channels,) and outputs `columns` (out_channels,) of a layer."""
     blocks = columns.split(list(conv.widths.values()))
     widths = {power: int(block.sum()) for power, block in zip(conv.widths, blocks, strict=True)}
     conv.widths = {power: width for power, width in widths.items() if width}
@@ -161,6 +164,7 @@ def _cut(conv: MixHopConv, rows: torch.Tensor, columns: torch.Tensor) -> None:
 
 
 def _cut_norm(norm: nn.Module, columns: torch.Tensor) -> None:
+    """Keep the chosen columns (width,) of a normalisation."""
     if isinstance(norm, (BatchShift, nn.BatchNorm1d)):
         for name, parameter in list(norm.named_parameters()):
             setattr(norm, name, _parameter(parameter[columns], parameter))
@@ -172,6 +176,7 @@ def _cut_norm(norm: nn.Module, columns: torch.Tensor) -> None:
 
 
 def _cut_output(model: MixHop, columns: torch.Tensor) -> None:
+    """Keep the chosen columns (width,) of the output layer's input."""
     output, last = model.output, model.layers[-1]
     output.in_channels = last.out_channels
     if isinstance(output, WeightedBlockOutput):

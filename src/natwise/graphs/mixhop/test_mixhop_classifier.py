@@ -254,6 +254,15 @@ def test_bad_fits():
         ({"train_idx": [0, 200]}, ValueError, "[0, 200)"),
         ({"train_idx": [0.5, 1]}, ValueError, "whole"),
         ({"train_idx": "first"}, TypeError, "numeric"),
+        ({"train_idx": [[0], [1, 2]]}, ValueError, "regular"),
+        ({"train_idx": np.ma.masked_equal([0, 1, 2], 1)}, ValueError, "no masked values"),
+        ({"y": y.astype("datetime64[D]")}, TypeError, "datetime64"),
+        ({"y": np.ma.masked_equal(y, 1)}, ValueError, "no masked values"),
+        ({"X": np.zeros(X.shape, "timedelta64[s]")}, TypeError, "timedelta64"),
+        ({"X": torch.tensor(X).to(torch.bfloat16)}, TypeError, "bfloat16"),
+        ({"X": X * 1e200}, ValueError, "finite variance"),
+        ({"edge_index": edges.astype(object)}, TypeError, "edge index"),
+        ({"edge_index": torch.ones(3).to_sparse()}, TypeError, "sparse matrix"),
         ({"val_idx": np.ones(7, bool)}, ValueError, "mask"),
         ({"val_idx": [-1]}, ValueError, "[0, 200)"),
     ]
@@ -278,6 +287,9 @@ def test_bad_fits():
         ({"network": torch.nn.Linear(2, 3)}, TypeError, "loss"),
         ({"hidden": [{0: 0}]}, ValueError, "positive sum"),
         ({"hidden": 20}, TypeError, "list"),
+        ({"hidden": b"20"}, TypeError, "list"),
+        ({"powers": b"012"}, TypeError, "list"),
+        ({"powers": np.array(2)}, TypeError, "list"),
         ({"device": "abacus"}, ValueError, "cpu"),
     ]
     check_bad_input(fitted, options)
