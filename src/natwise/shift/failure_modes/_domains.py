@@ -19,6 +19,7 @@ class Domains:
 
     @property
     def n_training(self) -> int:
+        """Number of training domains, K."""
         return int(self.domain.max())
 
 
@@ -50,7 +51,10 @@ def distinguishability(
 def _shares(
     probe: Probe, domains: Domains, rows: np.ndarray, left_out: list[int], fold: np.ndarray, cv: int | None
 ) -> np.ndarray:
-    """Return what each row adds to the mean balanced accuracy of K-way classifiers, each without one domain."""
+    """Return what each of `rows` (n,) adds to the mean balanced accuracy of K-way classifiers, each without a domain.
+
+    `fold` holds the fold of every row of all domains, -1 where none is held out.
+    """
     K, n_folds = domains.n_training, cv or 1
     domain, fold = domains.domain[rows], fold[rows]
     codes = np.stack([np.where(domain == K, missing % K, domain) for missing in left_out])
@@ -65,14 +69,14 @@ def _shares(
 
 
 def _balanced(kept: np.ndarray, domain: np.ndarray) -> np.ndarray:
-    """Return weights under which the kept domains weigh the same; their sum is the number of kept rows."""
+    """Return weights (n,) under which the kept domains weigh the same; their sum is the number of kept rows."""
     counts = np.bincount(domain[kept], minlength=domain.max() + 1)
     weight = kept.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return np.where(kept, weight[domain], 0.0)
 
 
 def _standard_errors(shares: np.ndarray, domains: Domains) -> np.ndarray:
-    """Return standard errors of sums over rows, drawn independently within each domain and class."""
+    """Return standard errors (s,) of sums over the rows of `shares` (s, n), drawn within each domain and class."""
     variance = np.zeros(len(shares))
     for domain in np.unique(domains.domain):
         for number in np.unique(domains.y):

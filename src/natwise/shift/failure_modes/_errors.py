@@ -44,6 +44,7 @@ class PairedErrors:
         return self._rates(drawn)
 
     def _rates(self, counts: np.ndarray) -> np.ndarray:
+        """Return the error rates (n, s) for counts of the cells (n, n_cells)."""
         group = (self.groups == np.unique(self.groups)[:, None]).astype(np.float64)
         asked = (self.wrong >= 0).astype(np.float64)
         errors = np.einsum("nc,gc,sc->nsg", counts, group, asked * self.wrong)

@@ -59,7 +59,7 @@ class Rows:
 
     @classmethod
     def of(cls, Z: np.ndarray, device: torch.device) -> Rows:
-        """Return rows with their principal axes and ranks."""
+        """Return rows Z (n, d) with their principal axes and ranks."""
         basis = Basis.of(torch.tensor(Z, device=device))
         leverage = np.round(basis.leverages().cpu().numpy(), DIGITS)
         order = np.argsort(leverage, kind="stable")
@@ -75,9 +75,9 @@ class Rows:
 
 
 def stratified_folds(strata: np.ndarray, rank: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the fold of each row; folds share every stratum evenly.
+    """Return the fold of each row (n,); folds share every stratum evenly.
 
-    `rank` is each row's place in the canonical order.
+    `strata` (n,) are any integers, `rank` (n,) is each row's place in the canonical order.
     """
     fold = np.empty(len(strata), dtype=np.int64)
     first = 0
@@ -128,6 +128,9 @@ def fit_predict(
 
 
 def unseen(fold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return each row's prediction by the fit that held out its fold; -1 for rows that were never held out."""
+    """Return each row's prediction (n,) by the fit that held out its fold, of all fits' predictions (n_folds, n).
+
+    `fold` (n,) is -1 for rows that were never held out, and so is their prediction.
+    """
     held = fold >= 0
     return np.where(held, predicted[np.where(held, fold, 0), np.arange(len(fold))], -1)

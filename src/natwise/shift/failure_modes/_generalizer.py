@@ -18,7 +18,8 @@ from torch import nn
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer
 from natwise.core.validation import check_integer, check_option, check_real, shorten
-from natwise.shift.failure_modes._inputs import check_domains, check_labels
+from natwise.shift._inputs import check_labels, check_same_kind, to_candidates, to_plain
+from natwise.shift.failure_modes._inputs import check_domains
 from natwise.shift.failure_modes._objective import ANNEALED, WEIGHTS, Objective, Perceptron
 
 SELECTIONS = ("training_domain", "leave_one_domain_out", "oracle", "last")
@@ -195,7 +196,7 @@ class DomainGeneralizer(ClassifierMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Return the representation (n_samples, d) in float32, which the linear head reads."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False)
+        X = self._check_rows("X", X, reset=False)
         return _represent(self.network_, X).numpy()
 
     def _logits(self, X: Any) -> torch.Tensor:
@@ -251,16 +252,13 @@ class DomainGeneralizer(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _weights(self) -> list[float]:
         if self.weight is None:
             return [WEIGHTS[str(self.algorithm)]]
-        several = isinstance(self.weight, (Sequence, np.ndarray)) and not isinstance(self.weight, str)
-        given = list(self.weight) if several else [self.weight]  # type: ignore[arg-type]
-        if not given:
-            raise ValueError("weight must hold at least one candidate, got none")
+        given = to_candidates("weight", self.weight)
         if len(given) > 1 and self.selection == "last":
             raise ValueError(f"weight must be one number when selection='last', got {len(given)} candidates")
         return [check_real("weight", weight, minimum=0.0) for weight in given]
 
     def _prepare(self, X: Any, y: Any, domain: Any, validation: Any) -> _Task:
-        X = validate_data(self, X, dtype=np.float32, allow_nd=True)
+        X = self._check_rows("X", X, reset=True)
         self.classes_, codes = np.unique(check_labels("y", y, len(X), "row of X"), return_inverse=True)
         self.domains_, numbers = np.unique(check_domains("domain", domain, len(X)), return_inverse=True)
         if len(self.classes_) < 2:
@@ -283,11 +281,16 @@ class DomainGeneralizer(ClassifierMixin, TransformerMixin, BaseEstimator):
             return replace(task, scored=(self._check_validation(validation),))
         return _split(task, self.validation_fraction) if self.selection == "training_domain" else task
 
+    def _check_rows(self, name: str, X: Any, *, reset: bool) -> np.ndarray:
+        """Return features (n_samples, ...) as finite float32."""
+        return validate_data(self, to_plain(name, X), dtype=np.float32, allow_nd=True, reset=reset)
+
     def _check_validation(self, validation: Any) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(validation, tuple) or len(validation) != 2:
             raise TypeError(f"validation must be a tuple (X, y), got {shorten(validation)}")
-        X = validate_data(self, validation[0], dtype=np.float32, allow_nd=True, reset=False)
-        y = check_labels("validation", validation[1], len(X), "row")
+        X = self._check_rows("validation", validation[0], reset=False)
+        y = check_labels("validation", validation[1], len(X))
+        check_same_kind("validation", y, "y", self.classes_)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"validation must hold classes that y holds, got {shorten(unknown.tolist())}")
@@ -392,6 +395,7 @@ def _without(task: _Task, left: int) -> _Task:
 
 
 def _represent(network: Objective, X: np.ndarray) -> torch.Tensor:
+    """Return the representation (n, d) of features (n, ...), on the CPU."""
     device = network.q.device
     with torch.no_grad():
         parts = [network.featurizer(part.to(device)).cpu() for part in torch.from_numpy(X).split(ROWS_AT_ONCE)]
@@ -399,6 +403,7 @@ def _represent(network: Objective, X: np.ndarray) -> torch.Tensor:
 
 
 def _accuracy(network: Objective, X: np.ndarray, y: np.ndarray) -> float:
+    """Return the share of rows X (n, ...) that are given their class y (n,)."""
     with torch.no_grad():
         logits = network.head(_represent(network, X).to(network.q.device)).cpu()
     return float((logits.argmax(dim=1).numpy() == y).mean())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +9,8 @@ from sklearn.base import BaseEstimator, is_classifier
 from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_device, check_integer, check_option, shorten
+from natwise.core.validation import check_device, check_flag, check_integer, check_option, shorten
+from natwise.shift._inputs import check_strength
 from natwise.shift.failure_modes._domains import Domains, distinguishability
 from natwise.shift.failure_modes._errors import PairedErrors
 from natwise.shift.failure_modes._folds import (
@@ -197,15 +196,12 @@ class FailureModes(BaseEstimator):
         if self.cv is not None:
             check_integer("cv", self.cv, minimum=2)
         check_integer("n_bootstrap", self.n_bootstrap, minimum=2)
-        check_option("distinguishability", self.distinguishability, (True, False))
-        if isinstance(self.C, bool) or not isinstance(self.C, numbers.Real):
-            raise TypeError(f"C must be a number, got {shorten(self.C)} ({type(self.C).__name__})")
-        if math.isnan(self.C) or self.C <= 0:
-            raise ValueError(f"C must be > 0, or infinity for no penalty, got {self.C}")
+        check_flag("distinguishability", self.distinguishability)
+        C = check_strength("C", self.C)
         check_device("device", self.device)
         if isinstance(self.probe, str):
             check_option("probe", self.probe, ("logistic",))
-            return LogisticProbe(float(self.C))
+            return LogisticProbe(C)
         if not isinstance(self.probe, BaseEstimator) or not is_classifier(self.probe):
             raise TypeError(f"probe must be 'logistic' or a scikit-learn classifier, got {shorten(self.probe)}")
         return self.probe
@@ -253,7 +249,10 @@ class FailureModes(BaseEstimator):
         source_fold, fold, joint_fold = self._folds(problem, both.rank, streams)
 
         def run(rows: slice, held: np.ndarray, start: Any = None) -> tuple[np.ndarray, float, Any]:
-            """Return where probes err on rows held out (on all, where none is), and their error on fitted rows."""
+            """Return where probes err on rows held out (on all, where none is), and their error on fitted rows.
+
+            `held` is the fold of each of the rows, -1 for those that all probes are fitted on.
+            """
             seen = np.arange(n_folds)[:, None] != held
             codes = np.broadcast_to(y[rows], seen.shape)
             found = fit_predict(probe, both[rows], codes, seen.astype(np.float64), n_classes, start)

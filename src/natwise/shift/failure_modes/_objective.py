@@ -102,7 +102,7 @@ class Objective(nn.Module):
             )
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch: features x (n, ...), classes y and domains (n,) from 0 on."""
         z = self.featurizer(x)
         logits = self.head(z)
         losses = penalties.domain_losses(logits, y, domain, self.n_domains)

@@ -39,7 +39,7 @@ def draw(modes: FailureModes) -> Figure:
 def steps(
     axes: Axes, parts: np.ndarray, errors: np.ndarray, labels: Sequence[str], total: str | None, first: float = 0.0
 ) -> None:
-    """Draw each part as a bar from where the last one ended: a negative part goes down."""
+    """Draw each of the parts (p,), with its standard error, as a bar from where the last one ended."""
     ends = first + np.cumsum(parts)
     starts = ends - parts
     places = np.arange(len(parts))

@@ -120,7 +120,7 @@ class _Step:
 
 
 class _Batch:
-    """The fits that are still running; finished ones are taken out."""
+    """The fits that are still running; finished ones are taken out. Arguments are those of `fit_logistic`."""
 
     def __init__(self, basis: Basis, codes: torch.Tensor, weight: torch.Tensor, C: float, start: torch.Tensor):
         n_classes = len(start)
@@ -135,6 +135,7 @@ class _Batch:
         self.steps: list[_Step] = []
 
     def minimise(self) -> torch.Tensor:
+        """Return the coefficients (k, B, p + 1) at the minimum of every fit."""
         found = self.w.clone()
         running = torch.arange(found.shape[1], device=found.device)
         loss, probabilities = self._loss(self.scores, self.w)
@@ -176,7 +177,7 @@ class _Batch:
         return gradient + self.penalty * self.w
 
     def _direction(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return minus the inverse Hessian times the gradient, by the two-loop recursion."""
+        """Return minus the inverse Hessian times the gradient (k, B, p + 1), by the two-loop recursion."""
         q, shares = gradient.clone(), []
         for step in reversed(self.steps):
             shares.append(step.rho * _dot(step.s, q))
@@ -193,7 +194,11 @@ class _Batch:
     def _search(
         self, direction: torch.Tensor, slope: torch.Tensor, loss: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Halve each fit's step until its loss falls enough; scores are linear in it, so X is read once."""
+        """Halve each fit's step along `direction` (k, B, p + 1) until its loss falls enough.
+
+        `slope` and `loss` are (B,). Scores are linear in the step, so that X is read once. Returns the new losses,
+        the probabilities (k, B, n), and the steps taken.
+        """
         along = _scores(self.X, direction)
         rounding = 8 * torch.finfo(loss.dtype).eps * loss
         t = torch.ones_like(loss)
@@ -208,6 +213,7 @@ class _Batch:
         return reached, probabilities, _scaled(t, direction)
 
     def _remember(self, s: torch.Tensor, y: torch.Tensor) -> None:
+        """Keep the change s of the coefficients and that y of the gradient, (k, B, p + 1) each."""
         product = _dot(s, y)
         rho = torch.where(product > 0, 1 / product.clamp(min=1e-300), torch.zeros_like(product))
         self.steps = [*self.steps, _Step(s, y, rho)][-MEMORY:]
@@ -229,4 +235,5 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _scaled(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor (k, B, p) with every fit's part times its factor (B,)."""
     return factor[:, None] * tensor

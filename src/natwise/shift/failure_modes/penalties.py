@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from natwise.core.validation import check_option, check_real
+from natwise.core.validation import check_integer, check_option, check_real
 
 GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
@@ -35,7 +35,8 @@ def coral(z: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
     -------
     scalar tensor, >= 0
     """
-    parts = _parts("z", z, domain, smallest=2)
+    _check_float("z", z, 2)
+    parts = _parts(z, domain, smallest=2)
     moments = [(part.mean(dim=0), torch.atleast_2d(part.T.cov())) for part in parts]
     return _mean_over_pairs(
         lambda a, b: ((a[0] - b[0]) ** 2).mean() + ((a[1] - b[1]) ** 2).mean(),
@@ -60,7 +61,8 @@ def mmd(z: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
     -------
     scalar tensor, >= 0
     """
-    parts = _parts("z", z, domain)
+    _check_float("z", z, 2)
+    parts = _parts(z, domain)
     own = [_kernel(part, part) for part in parts]
     return _mean_over_pairs(
         lambda a, b: own[a] + own[b] - 2 * _kernel(parts[a], parts[b]),
@@ -93,7 +95,7 @@ def irm(logits: torch.Tensor, y: torch.Tensor, domain: torch.Tensor, estimator: 
     check_option("estimator", estimator, ("split", "full"))
     slopes = (logits.softmax(dim=1) * logits).sum(dim=1) - logits.gather(1, y.long()[:, None])[:, 0]
     split = estimator == "split"
-    parts = _parts("logits", slopes, domain, smallest=2 if split else 1, fewest=1)
+    parts = _parts(slopes, domain, smallest=2 if split else 1, fewest=1)
     if split:
         return torch.stack([part[0::2].mean() * part[1::2].mean() for part in parts]).mean()
     return torch.stack([part.mean() ** 2 for part in parts]).mean()
@@ -217,7 +219,7 @@ def gradient_penalty(losses: torch.Tensor, parameters: Iterable[torch.Tensor]) -
     losses : tensor of shape (n_domains,)
         Mean loss of each domain, of at least two, with their graph.
     parameters : iterable of tensors
-        Those whose gradients are compared, such as the parameters of the head.
+        Those whose gradients are compared, such as the parameters of the head; frozen ones are left out.
 
     Returns
     -------
@@ -226,17 +228,16 @@ def gradient_penalty(losses: torch.Tensor, parameters: Iterable[torch.Tensor]) -
     _check_float("losses", losses, 1)
     if len(losses) < 2:
         raise ValueError(f"losses must be of at least two domains, got {len(losses)}")
-    chosen = list(parameters)
-    if not chosen or not losses.requires_grad:
+    trained = _trained(parameters)
+    if not trained or not losses.requires_grad:
         raise ValueError("parameters must hold tensors on which the losses depend, got none")
-    gradients = torch.stack(
-        [
-            torch.cat([part.flatten() for part in torch.autograd.grad(loss, chosen, create_graph=True)])
-            for loss in losses
-        ]
-    )
+    gradients = [
+        torch.autograd.grad(loss, trained, create_graph=True, materialize_grads=True)  # 0 for what it ignores
+        for loss in losses
+    ]
+    flat = torch.stack([torch.cat([part.flatten() for part in own]) for own in gradients])
     # g - (E g - g_e) / (E - 1) = (g_e - g) / (E - 1)
-    return torch.linalg.vector_norm(gradients - gradients.mean(dim=0), dim=1).sum() / (len(losses) - 1)
+    return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).sum() / (len(losses) - 1)
 
 
 def reverse_gradient(z: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
@@ -244,7 +245,7 @@ def reverse_gradient(z: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
 
     Parameters
     ----------
-    z : tensor of any shape
+    z : float tensor of any shape
         Representations on their way into a domain classifier.
     weight : float
         Strength of the reversal.
@@ -253,6 +254,7 @@ def reverse_gradient(z: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     -------
     tensor of the same shape
     """
+    _check_float("z", z)
     weight = check_real("weight", weight, minimum=0.0)
     return z.detach() * (1 + weight) - z * weight
 
@@ -275,6 +277,9 @@ def domain_losses(logits: torch.Tensor, y: torch.Tensor, domain: torch.Tensor, n
     """
     _check_logits(logits, y)
     _check_ids("domain", domain, len(logits))
+    check_integer("n_domains", n_domains, minimum=1)
+    if domain.min() < 0 or domain.max() >= n_domains:
+        raise ValueError(f"domain must hold numbers 0 to {n_domains - 1}, got {domain.min()} to {domain.max()}")
     losses = cross_entropy(logits, y.long(), reduction="none")
     share = one_hot(domain.long(), n_domains).to(losses.dtype)
     return losses @ share / share.sum(dim=0).clamp(min=1)
@@ -285,16 +290,19 @@ def _mean_over_pairs(distance: Callable[[Any, Any], torch.Tensor], items: Sequen
 
 
 def _squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return |a_i - b_j|^2, (n, m), of rows a (n, d) and b (m, d)."""
     squares = (a**2).sum(dim=1)[:, None] + (b**2).sum(dim=1) - 2 * a @ b.T
     return squares.clamp(min=0)
 
 
 def _kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the kernel over pairs of rows a (n, d) and b (m, d)."""
     squares = _squared_distances(a, b)
     return torch.stack([torch.exp(-gamma * squares).mean() for gamma in GAMMAS]).sum()
 
 
 def _median_kernel(a: torch.Tensor) -> torch.Tensor:
+    """Return the Gaussian kernel (n, n) of rows (n, p), as wide as `hsic` says."""
     squares = ((a[:, None] - a[None]) ** 2).sum(dim=2)
     above = squares[torch.triu(torch.ones_like(squares, dtype=torch.bool), diagonal=1)]
     positive = above[above > 0]
@@ -303,25 +311,21 @@ def _median_kernel(a: torch.Tensor) -> torch.Tensor:
 
 
 def _columns(name: str, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return labels as one-hot rows, numbers as columns."""
-    if isinstance(value, torch.Tensor) and value.ndim == 1 and not value.is_floating_point():
-        floating = (
-            like.dtype if isinstance(like, torch.Tensor) and like.is_floating_point() else torch.get_default_dtype()
-        )
-        return one_hot(value.unique(return_inverse=True)[1]).to(floating)
+    """Return labels (n,) as one-hot rows, numbers (n,) or (n, p) as columns."""
+    if isinstance(value, torch.Tensor) and _is_dense(value) and not value.is_floating_point():
+        has_dtype = isinstance(like, torch.Tensor) and like.is_floating_point()
+        dtype = like.dtype if has_dtype else torch.get_default_dtype()
+        if value.ndim == 1 and len(value):
+            return one_hot(value.unique(return_inverse=True)[1]).to(dtype)
+        value = value.to(dtype)
     if isinstance(value, torch.Tensor) and value.ndim == 1:
         value = value[:, None]
-    if isinstance(value, torch.Tensor) and not value.is_floating_point():
-        value = value.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
     _check_float(name, value, 2)
     return value
 
 
-def _parts(
-    name: str, value: torch.Tensor, domain: torch.Tensor, smallest: int = 1, fewest: int = 2
-) -> list[torch.Tensor]:
-    """Return the rows of each domain, in their order."""
-    _check_float(name, value, value.ndim if isinstance(value, torch.Tensor) and value.ndim == 1 else 2)
+def _parts(value: torch.Tensor, domain: torch.Tensor, smallest: int = 1, fewest: int = 2) -> list[torch.Tensor]:
+    """Return the rows (n_i, ...) of each domain, in their order."""
     _check_ids("domain", domain, len(value))
     parts = [value[domain == number] for number in domain.unique()]
     if len(parts) < fewest:
@@ -331,22 +335,42 @@ def _parts(
     return parts
 
 
-def _check_float(name: str, value: torch.Tensor, ndim: int) -> None:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a float tensor, got {kind}")
-    if value.ndim != ndim or value.numel() == 0:
-        raise ValueError(f"{name} must be a tensor of {ndim} dimensions with entries, got shape {tuple(value.shape)}")
+def _trained(parameters: Any) -> list[torch.Tensor]:
+    """Return the tensors that have gradients."""
+    one = isinstance(parameters, torch.Tensor) or not isinstance(parameters, Iterable)
+    chosen = [parameters] if one else list(parameters)
+    for parameter in chosen:
+        if not isinstance(parameter, torch.Tensor):
+            raise TypeError(f"parameters must hold tensors, got {type(parameter).__name__}")
+    return [parameter for parameter in chosen if parameter.requires_grad]
+
+
+def _check_float(name: str, value: torch.Tensor, ndim: int | None = None) -> None:
+    if not isinstance(value, torch.Tensor) or not (_is_dense(value) and value.is_floating_point()):
+        raise TypeError(f"{name} must be a dense float tensor, got {_kind(value)}")
+    if value.ndim != (value.ndim if ndim is None else ndim) or value.numel() == 0:
+        expected = "" if ndim is None else f" of {ndim} dimensions"
+        raise ValueError(f"{name} must be a tensor{expected} with entries, got shape {tuple(value.shape)}")
     if not torch.isfinite(value.detach()).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
 def _check_ids(name: str, value: torch.Tensor, n: int) -> None:
-    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex():
-        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be an integer tensor, got {kind}")
+    if not isinstance(value, torch.Tensor) or not _is_dense(value) or value.is_floating_point():
+        raise TypeError(f"{name} must be a dense integer tensor, got {_kind(value)}")
     if value.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one entry per row, got {tuple(value.shape)}")
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    """Return whether a tensor holds its entries in a row, and real ones."""
+    return value.layout == torch.strided and not value.is_complex()
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return str(value.dtype) if value.layout == torch.strided else f"{value.layout} {value.dtype}"
 
 
 def _check_logits(logits: torch.Tensor, y: torch.Tensor) -> None:

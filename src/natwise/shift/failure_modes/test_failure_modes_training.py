@@ -132,13 +132,32 @@ def test_bad_tensors():
         ({"losses": LOSSES[None]}, ValueError, "dimensions"),
     ], losses=LOSSES, q=torch.ones(3) / 3, step_size=0.1)  # fmt: skip
     check_bad_input(
-        penalties.hsic, [({"b": domain[1:]}, ValueError, "same number"), ({"a": [1]}, TypeError, "list")], a=z, b=domain
+        penalties.hsic,
+        [
+            ({"b": domain[1:]}, ValueError, "same number"),
+            ({"b": domain[:0]}, ValueError, "with entries"),
+            ({"b": domain + 0j}, TypeError, "complex64"),
+            ({"a": [1]}, TypeError, "list"),
+            ({"a": z.to_sparse()}, TypeError, "sparse"),
+        ],
+        a=z,
+        b=domain,
     )
     check_bad_input(penalties.gradient_penalty, [
         ({"losses": LOSSES[:1]}, ValueError, "two domains"),
         ({"losses": LOSSES, "parameters": [W]}, ValueError, "depend"),
+        ({"parameters": 3}, TypeError, "int"),
     ], losses=LOSSES, parameters=[])  # fmt: skip
-    check_bad_input(penalties.reverse_gradient, [({"weight": -1.0}, ValueError, ">= 0")], z=z)
+    check_bad_input(penalties.mmd, [({"z": z[:, 0]}, ValueError, "2 dimensions")], z=z, domain=domain)
+    check_bad_input(penalties.reverse_gradient, [
+        ({"weight": -1.0}, ValueError, ">= 0"),
+        ({"z": [1.0]}, TypeError, "list"),
+        ({"z": z * torch.nan}, ValueError, "finite"),
+    ], z=z)  # fmt: skip
+    check_bad_input(penalties.domain_losses, [
+        ({"domain": domain - 1}, ValueError, "0 to 2, got -1"),
+        ({"n_domains": 2.5}, TypeError, "integer"),
+    ], logits=logits, y=y, domain=domain, n_domains=3)  # fmt: skip
 
 
 def problem(seed=0, n=240, flips=(0.05, 0.1, 0.3)):
@@ -253,8 +272,10 @@ def test_bad_input():
         ({"domain": sites / 2}, TypeError, "float64"),
         ({"domain": np.append(np.zeros(239, dtype=int), 1)}, ValueError, "2 rows"),
         ({"y": label * 0}, ValueError, "two classes"),
-        ({"y": label + 0.5}, ValueError, "probabilities"),
+        ({"y": label + 0.5}, ValueError, "not continuous"),
         ({"y": label[1:]}, ValueError, "240 entries"),
+        ({"X": np.zeros((240, 4), dtype="datetime64[s]")}, TypeError, "datetime64"),
+        ({"X": np.ma.masked_less(X, 0)}, ValueError, "no masked values"),
         ({"validation": test}, ValueError, "None"),
     ]
     check_bad_input(DomainGeneralizer().fit, cases, **good)
@@ -266,7 +287,9 @@ def test_bad_input():
         ({"algorithm": {}}, ValueError, "at least one"),
         ({"algorithm": {"irm": 1.0}, "weight": 1.0}, ValueError, "None"),
         ({"weight": [1.0, "2"]}, TypeError, "number"),
-        ({"weight": []}, ValueError, "candidate"),
+        ({"weight": b"12"}, TypeError, "number"),
+        ({"weight": np.array(1j)}, TypeError, "number"),
+        ({"weight": []}, ValueError, "at least one"),
         ({"weight": [1, 2], "selection": "last"}, ValueError, "one number"),
         ({"selection": "test"}, ValueError, "oracle"),
         ({"validation_fraction": 1.0}, ValueError, "< 1"),
@@ -286,6 +309,7 @@ def test_bad_input():
         ({"validation": None}, ValueError, "tuple"),
         ({"validation": [test]}, TypeError, "tuple"),
         ({"validation": (test[0], test[1] + 5)}, ValueError, "classes"),
+        ({"validation": (test[0], test[1].astype(str))}, TypeError, "like those of y"),
     ]
     check_bad_input(oracle.fit, wrong, **good)
     with pytest.raises(ValueError, match="at least 3 domains"):

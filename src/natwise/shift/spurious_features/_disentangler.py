@@ -136,7 +136,7 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         y : array-like of shape (n_samples,)
             Class labels.
         attribute : array-like of shape (n_samples,)
-            The spurious attribute: labels of any kind.
+            The spurious attribute: integers, booleans or text.
 
         Returns
         -------
@@ -212,6 +212,8 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             check_real(name, getattr(self, name), minimum=0)
 
     def _descend(self, objective: _Objective, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the parts of the network after L-BFGS from `start`."""
+
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
             parts = _unflatten(flat, start)
             value = objective(parts)
@@ -239,7 +241,11 @@ class LinearDisentangler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
 
 class _Objective:
-    """The loss of encoder, decoder and heads on fixed rows, with everything quadratic taken from moments."""
+    """The loss of encoder, decoder and heads on fixed rows, with everything quadratic taken from moments.
+
+    Z (n, d) are standardised rows, y and c indicators (n, n_classes) and (n, n_values), `weights` (n,). The parts of
+    the network are ``encoder`` and ``decoder`` (d, d), ``heads`` (d, n_classes + n_values), ``intercepts``.
+    """
 
     def __init__(self, Z: np.ndarray, y: np.ndarray, c: np.ndarray, weights: np.ndarray, settings: LinearDisentangler):
         labels, share = np.hstack([y, c]), weights / weights.sum()
@@ -311,6 +317,7 @@ def _parts(n_core: int, n_spurious: int, n_features: int) -> tuple[np.ndarray, n
 
 
 def _flatten(tensors: Iterable[torch.Tensor]) -> np.ndarray:
+    """Return all entries of tensors of any shapes as one vector."""
     return torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
 
 

@@ -39,13 +39,16 @@ class Head:
         return self.scores(X).argmax(axis=1)
 
     def in_units_of(self, mean: np.ndarray, scale: np.ndarray) -> Head:
-        """Return the head for rows that were not standardised by `mean` and `scale`."""
+        """Return the head for rows that were not standardised by `mean` and `scale`, (d,) each."""
         weights = self.weights / scale
         return Head(weights, self.intercepts - weights @ mean)
 
 
 def fit_head(X: np.ndarray, codes: np.ndarray, weights: np.ndarray, C: float) -> Head:
-    """Minimise sum of weighted log-losses times C plus half the squared weights; C may be infinite."""
+    """Minimise sum of weighted log-losses times C plus half the squared weights; C may be infinite.
+
+    Rows X (n, d), classes `codes` (n,) from 0 on, `weights` (n,).
+    """
     n_rows = 1 if codes.max() <= 1 else codes.max() + 1
     newton = np.isfinite(C) and X.shape[1] * n_rows <= NEWTON_PARAMETERS
     model = LogisticRegression(C=C, solver="newton-cholesky" if newton else "lbfgs", max_iter=5000, tol=1e-6)
@@ -54,7 +57,7 @@ def fit_head(X: np.ndarray, codes: np.ndarray, weights: np.ndarray, C: float) ->
 
 
 def fit_sparse_head(X: np.ndarray, codes: np.ndarray, C: float, seed: int) -> Head:
-    """Minimise the sum of log-losses times C plus the absolute weights."""
+    """Minimise the sum of log-losses times C plus the absolute weights, for X (n, d) and `codes` (n,)."""
     solver = "liblinear" if codes.max() == 1 else "saga"
     model = LogisticRegression(C=C, solver=solver, max_iter=2000, tol=1e-3, random_state=seed, **L1).fit(X, codes)
     return Head(model.coef_, model.intercept_)
@@ -83,7 +86,7 @@ def fit_worst_group_head(X: np.ndarray, codes: np.ndarray, groups: np.ndarray, C
     """Minimise the largest mean log-loss of a group plus half the squared weights over n C; return the groups' shares.
 
     The dual is solved: the concave function of group weights q whose gradient are the group losses of the head fitted
-    with these weights. Groups are codes 0 to n_groups - 1, all present.
+    with these weights. Rows X (n, d); `groups` (n,) are codes 0 to n_groups - 1, all present.
     """
     n, counts = len(X), np.bincount(groups)
     rows = np.arange(n)

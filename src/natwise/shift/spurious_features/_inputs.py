@@ -11,7 +11,9 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
 
-from natwise.core.validation import check_array, check_option, shorten
+from natwise.core.validation import check_option, shorten
+from natwise.shift import _inputs as inputs
+from natwise.shift._inputs import check_size, to_plain
 
 BALANCES = (None, "group")
 
@@ -29,7 +31,7 @@ class Labels:
         return np.eye(len(self.values))[self.codes]
 
     def only(self, rows: np.ndarray) -> Labels:
-        """Return the labels of the chosen rows; the values stay."""
+        """Return the labels of the chosen rows (mask or indices); the values stay."""
         return Labels(self.values, self.codes[rows])
 
     def __len__(self) -> int:
@@ -38,53 +40,52 @@ class Labels:
 
 def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> np.ndarray:
     """Return `X` (array, frame, list or CPU tensor) as finite float64 (n, d); `reset` in `fit` only."""
-    if hasattr(X, "detach"):
-        X = X.detach().cpu().numpy()
     rows = {"ensure_min_samples": 2} if reset else {}
-    X = validate_data(estimator, X, dtype=np.float64, ensure_all_finite=False, reset=reset, **rows)
-    if not np.isfinite(X.sum()) and not np.isfinite(X).all():
-        row, column = np.argwhere(~np.isfinite(X))[0]
-        raise ValueError(f"X must hold no NaN and no inf, got {X[row, column]} in row {row}, column {column}")
-    return X
+    X = validate_data(estimator, to_plain("X", X), dtype=np.float64, ensure_all_finite=False, reset=reset, **rows)
+    return check_size("X", X)
 
 
 def check_counterfactual(counterfactual: Any, X: np.ndarray) -> np.ndarray:
     """Return the counterfactual rows as finite float64 in the shape of `X`; row i must belong to row i of `X`."""
     if counterfactual is None:
         raise ValueError("counterfactual must hold the rows of X with another attribute, got None")
-    return check_array("counterfactual", counterfactual, shape=X.shape, dtype=np.float64)
+    return inputs.check_rows("counterfactual", counterfactual, X.shape)
 
 
 def check_labels(name: str, values: Any, n_samples: int | None = None) -> Labels:
-    """Return labels (n,) of any sortable kind as codes; continuous or missing values are refused."""
+    """Return labels (n,), or (n, 1) with scikit-learn's warning, as codes."""
     if values is None:
         raise ValueError(f"requires {name} to be passed, but the target {name} is None")
-    labels = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    labels = inputs.to_array(name, values)
     if labels.ndim == 2 and labels.shape[1] == 1:
         message = f"A column-vector {name} was passed when a 1d array was expected"
         warnings.warn(message, DataConversionWarning, stacklevel=3)
         labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise ValueError(f"{name} must be 1-dimensional, got shape {labels.shape}")
-    if n_samples is not None and len(labels) != n_samples:
-        raise ValueError(f"{name} must have a label for each of the {n_samples} rows, got {len(labels)}")
-    if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.round(labels))).all():
-        wrong = labels[~(np.isfinite(labels) & (labels == np.round(labels)))][0]
-        raise ValueError(f"{name} must hold labels, not continuous or missing values, got {wrong}")
-    if labels.dtype.kind not in "biufUS" and any(value is None or value != value for value in labels):
-        raise ValueError(f"{name} must hold no missing labels, got {shorten(labels[:5].tolist())}")
-    try:
-        return Labels(*np.unique(labels, return_inverse=True))
-    except TypeError:
-        raise TypeError(f"{name} must hold labels of one kind, got {shorten(labels[:5].tolist())}") from None
+    return Labels(*np.unique(inputs.check_labels(name, labels, n_samples), return_inverse=True))
 
 
-def check_attribute(values: Any, n_samples: int) -> Labels:
+def check_classes(y: Any, n_samples: int) -> Labels:
+    """Return the classes as codes; there must be two at least."""
+    classes = check_labels("y", y, n_samples)
+    if len(classes) < 2:
+        raise ValueError(f"y must hold at least two classes, got 1 class: {shorten(classes.values.tolist())}")
+    return classes
+
+
+def check_attribute(attribute: Any, n_samples: int) -> Labels:
     """Return the attribute as codes; it must have two values at least."""
-    attribute = check_labels("attribute", values, n_samples)
-    if len(attribute) < 2:
-        raise ValueError(f"attribute must have at least two values, got only {attribute.values.tolist()[0]!r}")
-    return attribute
+    site = check_labels("attribute", attribute, n_samples)
+    if len(site) < 2:
+        raise ValueError(f"attribute must have at least two values, got only {site.values.tolist()[0]!r}")
+    return site
+
+
+def check_site(attribute: Any, classes: Labels) -> Labels:
+    """Return the attribute as codes; warn of its groups with the classes that have no rows."""
+    site = check_attribute(attribute, len(classes.codes))
+    check_separable(classes, site)
+    warn_of_empty_groups(classes, site)
+    return site
 
 
 def check_separable(y: Labels, attribute: Labels) -> None:
@@ -122,7 +123,7 @@ def warn_of_empty_groups(y: Labels, attribute: Labels) -> None:
 
 
 def random_share_of_each(codes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Return a mask with a random share of the rows of every code, rounded up."""
+    """Return a mask (n,) with a random share of the rows of every code (n,), rounded up."""
     chosen = np.zeros(len(codes), dtype=bool)
     for code in np.unique(codes):
         rows = np.flatnonzero(codes == code)
@@ -137,7 +138,7 @@ def row_weights(y: Any, attribute: Labels, balance: str | None) -> np.ndarray:
     """
     check_option("balance", balance, BALANCES)
     if balance is None:
-        if y is not None and _are_classes(y):
+        if y is not None and not _is_continuous(y):
             check_separable(check_labels("y", y, len(attribute.codes)), attribute)
         return np.ones(len(attribute.codes))
     if y is None:
@@ -148,7 +149,7 @@ def row_weights(y: Any, attribute: Labels, balance: str | None) -> np.ndarray:
     return balanced_weights(classes, attribute)
 
 
-def _are_classes(y: Any) -> bool:
-    from sklearn.utils.multiclass import type_of_target
-
-    return type_of_target(y, input_name="y") in ("binary", "multiclass")
+def _is_continuous(y: Any) -> bool:
+    """Return whether `y` holds the finite numbers of a regression."""
+    target = inputs.to_array("y", y)
+    return bool(target.dtype.kind == "f" and np.isfinite(target).all() and (target != np.round(target)).any())

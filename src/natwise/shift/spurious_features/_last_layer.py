@@ -11,7 +11,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_integer, check_option, check_real
+from natwise.shift._inputs import check_rows as check_matrix, check_strength, to_candidates
 from natwise.shift.spurious_features._heads import (
     Head,
     fit_head,
@@ -23,13 +24,11 @@ from natwise.shift.spurious_features._heads import (
 from natwise.shift.spurious_features._inputs import (
     Labels,
     balanced_weights,
-    check_attribute,
-    check_labels,
+    check_classes,
     check_rows,
-    check_separable,
+    check_site,
     group_codes,
     random_share_of_each,
-    warn_of_empty_groups,
 )
 from natwise.shift.spurious_features._scores import standardised
 
@@ -117,10 +116,8 @@ class LastLayerRetrainer(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Embedding.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        X, y
+            As in `LinearDisentangler.fit`.
         attribute : array-like of shape (n_samples,) or None
             The spurious attribute; None only for ``erm``, ``afr`` and ``jtt`` with one C, which do not use it.
 
@@ -143,9 +140,7 @@ class LastLayerRetrainer(ClassifierMixin, BaseEstimator):
         """
         candidates = self._check_parameters()
         X = check_rows(self, X, reset=True)
-        classes = check_labels("y", y, len(X))
-        if len(classes) < 2:
-            raise ValueError(f"y must hold at least two classes, got 1 class: {shorten(classes.values.tolist())}")
+        classes = check_classes(y, len(X))
         task = _Task(*standardised(X), classes, self._sites(attribute, classes, len(candidates)))
         streams = Streams.of(self.random_state)
         self.C_ = candidates[0] if len(candidates) == 1 else self._tuned(task, candidates, streams.child("tuning"))
@@ -180,10 +175,7 @@ class LastLayerRetrainer(ClassifierMixin, BaseEstimator):
         given = self.C
         if given is None:
             given = DFR_GRID if self.method == "dfr" else DEFAULT_C
-        values = list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) else [given]
-        if not values:
-            raise ValueError("C must hold at least one value, got an empty sequence")
-        return tuple(_check_strength(value) for value in values)
+        return tuple(check_strength("C", value) for value in to_candidates("C", given))
 
     def _sites(self, attribute: Any, classes: Labels, n_candidates: int) -> Labels | None:
         if self.method in WITHOUT_ATTRIBUTE and n_candidates == 1:
@@ -191,10 +183,7 @@ class LastLayerRetrainer(ClassifierMixin, BaseEstimator):
         if attribute is None:
             needed = f"method={self.method!r}" if n_candidates == 1 else "a choice of C by the worst group"
             raise ValueError(f"attribute must be given for {needed}, got None")
-        site = check_attribute(attribute, len(classes.codes))
-        check_separable(classes, site)
-        warn_of_empty_groups(classes, site)
-        return site
+        return check_site(attribute, classes)
 
     def _tuned(self, task: _Task, candidates: tuple[float, ...], streams: Streams) -> float:
         """Return the C whose head, fitted on one half of every group, is best for the worst group of the other."""
@@ -290,11 +279,9 @@ def infer_attribute(X: Any, y: Any, *, C: float = DEFAULT_C, random_state: Rando
     >>> bool(inferred[site != y].mean() > 0.7 > 0.1 > inferred[site == y].mean())
     True
     """
-    X = check_array("X", X, shape=("n_samples", "n_features"), dtype=np.float64)
-    classes = check_labels("y", y, len(X))
-    if len(classes) < 2:
-        raise ValueError(f"y must hold at least two classes, got {shorten(classes.values.tolist())}")
-    wrong = _wrong_out_of_fold(standardised(X)[0], classes.codes, _check_strength(C), Streams.of(random_state))
+    X = check_matrix("X", X, ("n_samples", "n_features"))
+    classes = check_classes(y, len(X))
+    wrong = _wrong_out_of_fold(standardised(X)[0], classes.codes, check_strength("C", C), Streams.of(random_state))
     if not wrong.any():
         raise ValueError("y is predicted without error by a linear head of X: there is no attribute to infer")
     return wrong.astype(int)
@@ -312,16 +299,18 @@ class _Task:
 
     @property
     def groups(self) -> np.ndarray:
+        """Group g = y * n_attributes + attribute of every row (n,)."""
         assert self.site is not None
         return group_codes(self.classes, self.site)
 
     @property
     def n_groups(self) -> int:
+        """Number of groups, those without rows included."""
         assert self.site is not None
         return len(self.classes) * len(self.site)
 
     def only(self, rows: np.ndarray) -> _Task:
-        """Return the task with only the chosen rows."""
+        """Return the task with only the chosen rows (a mask (n,))."""
         return replace(self, Z=self.Z[rows], classes=self.classes.only(rows), site=self.site and self.site.only(rows))
 
     def with_site(self, site: Labels) -> _Task:
@@ -347,15 +336,7 @@ def _wrong_out_of_fold(Z: np.ndarray, codes: np.ndarray, C: float, streams: Stre
 
 
 def _same_number_of_each(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return rows (sorted) with as many of every code, drawn at random, as the rarest has."""
+    """Return rows (sorted) with as many of every code (n,), drawn at random, as the rarest has."""
     present, counts = np.unique(codes, return_counts=True)
     rows = [rng.choice(np.flatnonzero(codes == code), counts.min(), replace=False) for code in present]
     return np.sort(np.concatenate(rows))
-
-
-def _check_strength(value: Any) -> float:
-    return (
-        float("inf")
-        if isinstance(value, float) and value == np.inf
-        else check_real("C", value, minimum=0, exclusive=True)
-    )

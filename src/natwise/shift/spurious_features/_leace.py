@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from natwise.core.validation import check_option
+from natwise.core.validation import check_flag, check_option
 from natwise.shift.spurious_features._inputs import check_attribute, check_rows, row_weights
 
 METHODS = ("leace", "orthogonal")
@@ -95,7 +95,7 @@ class LEACE(AffineEraser):
         y : array-like of shape (n_samples,), optional
             Class labels; needed by ``balance="group"``.
         attribute : array-like of shape (n_samples,)
-            What to erase: labels of any kind.
+            What to erase: integers, booleans or text.
 
         Returns
         -------
@@ -114,7 +114,7 @@ class LEACE(AffineEraser):
             If a group to be balanced has no rows.
         """
         check_option("method", self.method, METHODS)
-        check_option("shrinkage", self.shrinkage, (True, False))
+        check_flag("shrinkage", self.shrinkage)
         X = check_rows(self, X, reset=True)
         if len(X) <= X.shape[1] and not self.shrinkage:
             raise ValueError(f"X must have more rows than columns without shrinkage=True, got shape {X.shape}")
@@ -170,7 +170,7 @@ class Moments:
 
 
 def _square_roots(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pseudo-inverse square root of a covariance, and the square root."""
+    """Return the pseudo-inverse square root of a covariance (d, d), and the square root."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > values[-1] * len(values) * np.finfo(float).eps
     vectors, root = vectors[:, kept], np.sqrt(values[kept])
@@ -178,7 +178,7 @@ def _square_roots(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _without_more_variance(P: np.ndarray, U: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Return P, or its mixture with the orthogonal projection that keeps the trace of the covariance."""
+    """Return P (d, d), or its mixture with the projection off U (d, rank) that keeps the trace of the covariance."""
     Q = np.eye(len(P)) - U @ U.T
     before, pp = np.trace(covariance), np.trace(P @ covariance @ P.T)
     if pp <= before:

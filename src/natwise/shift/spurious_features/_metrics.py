@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from natwise.core.validation import check_same_length, shorten
+from natwise.core.validation import check_same_length
 from natwise.result import Result
+from natwise.shift._inputs import check_same_kind
 from natwise.shift.spurious_features._inputs import check_labels, group_codes
 
 Z_95 = 1.959963984540054
@@ -19,9 +20,9 @@ def group_metrics(y: Any, y_pred: Any, attribute: Any) -> Result:
     Parameters
     ----------
     y, y_pred : array-like of shape (n_samples,)
-        Class and predicted class: labels of any kind, not probabilities.
+        Class and predicted class: integers, booleans or text, not probabilities.
     attribute : array-like of shape (n_samples,)
-        The spurious attribute: labels of any kind.
+        The spurious attribute: integers, booleans or text.
 
     Returns
     -------
@@ -50,9 +51,7 @@ def group_metrics(y: Any, y_pred: Any, attribute: Any) -> Result:
     classes, sites = check_labels("y", y), check_labels("attribute", attribute)
     predicted = check_labels("y_pred", y_pred)
     check_same_length(y=classes.codes, y_pred=predicted.codes, attribute=sites.codes)
-    if not len(classes.codes):
-        raise ValueError("y must hold at least one label, got none")
-    _check_same_kind(classes.values, predicted.values)
+    check_same_kind("y_pred", predicted.values, "y", classes.values)
     correct = classes.values[classes.codes] == predicted.values[predicted.codes]
     groups = group_codes(classes, sites)
     count = np.bincount(groups, minlength=len(classes) * len(sites))
@@ -78,7 +77,7 @@ def group_metrics(y: Any, y_pred: Any, attribute: Any) -> Result:
 
 
 def wilson_interval(hits: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of Wilson's 95 % interval of the shares `hits` / `count`; (0, 1) where `count` is 0."""
+    """Return the ends of Wilson's 95 % interval of `hits` / `count`, any shape; (0, 1) where `count` is 0."""
     share = hits / np.maximum(count, 1)
     spread = Z_95**2 / np.maximum(count, 1)
     centre = (share + spread / 2) / (1 + spread)
@@ -86,10 +85,3 @@ def wilson_interval(hits: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np
     return np.where(count > 0, np.clip(centre - half, 0, 1), 0.0), np.where(
         count > 0, np.clip(centre + half, 0, 1), 1.0
     )
-
-
-def _check_same_kind(y: np.ndarray, y_pred: np.ndarray) -> None:
-    if isinstance(y[0], str) != isinstance(y_pred[0], str):
-        raise TypeError(
-            f"y_pred must hold labels of the kind of y, got {shorten(y_pred.tolist())} against {shorten(y.tolist())}"
-        )

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.validation import check_integer, check_option, check_real
+from natwise.shift._inputs import to_plain
 from natwise.shift.spurious_features._inputs import check_attribute, check_counterfactual, check_rows, row_weights
 from natwise.shift.spurious_features._leace import AffineEraser
 from natwise.shift.spurious_features._scores import auc, counterfactual_effect, probe_weight
@@ -65,12 +66,8 @@ class DropDimensions(SelectorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Embedding.
-        y : array-like of shape (n_samples,), optional
-            Class labels; needed by ``balance="group"``.
-        attribute : array-like of shape (n_samples,)
-            What to erase: labels of any kind.
+        X, y, attribute
+            As in `LEACE.fit`.
         counterfactual : array-like of shape (n_samples, n_features), optional
             Row i is row i of `X` with another value of the attribute.
 
@@ -101,6 +98,10 @@ class DropDimensions(SelectorMixin, BaseEstimator):
             self.scores_ = probe_weight(X, site, weights)
         self.dropped_ = np.argsort(-self.scores_, kind="stable")[:n_dimensions]
         return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the columns of `X` (n_samples, n_features) that are kept, in its dtype."""
+        return super().transform(to_plain("X", X))
 
     def _get_support_mask(self) -> np.ndarray:
         check_is_fitted(self)
@@ -156,14 +157,10 @@ class CounterfactualProjection(AffineEraser):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Embedding.
-        y : array-like of shape (n_samples,), optional
-            Class labels; needed by ``balance="group"``.
+        X, y, attribute
+            As in `LEACE.fit`.
         counterfactual : array-like of shape (n_samples, n_features)
             Row i is row i of `X` with another value of the attribute.
-        attribute : array-like of shape (n_samples,)
-            The attribute of the rows of `X`.
 
         Returns
         -------
@@ -247,12 +244,8 @@ class INLP(AffineEraser):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Embedding.
-        y : array-like of shape (n_samples,), optional
-            Class labels; needed by ``balance="group"``.
-        attribute : array-like of shape (n_samples,)
-            What to erase: labels of any kind.
+        X, y, attribute
+            As in `LEACE.fit`.
 
         Returns
         -------

@@ -15,14 +15,12 @@ from natwise.shift.spurious_features._heads import fit_head
 from natwise.shift.spurious_features._inputs import (
     Labels,
     balanced_weights,
-    check_attribute,
+    check_classes,
     check_counterfactual,
-    check_labels,
     check_rows,
-    check_separable,
+    check_site,
     group_codes,
     random_share_of_each,
-    warn_of_empty_groups,
 )
 from natwise.shift.spurious_features._metrics import group_metrics
 from natwise.shift.spurious_features._projections import INLP, counterfactual_directions
@@ -98,12 +96,8 @@ class SpuriousFeatureReport(BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Embedding.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        attribute : array-like of shape (n_samples,)
-            The attribute suspected to be spurious: labels of any kind.
+        X, y, attribute
+            As in `LinearDisentangler.fit`; the attribute is the one suspected to be spurious.
         counterfactual : array-like of shape (n_samples, n_features), optional
             Row i is row i of `X` with another value of the attribute.
 
@@ -125,11 +119,8 @@ class SpuriousFeatureReport(BaseEstimator):
         check_option("directions", self.directions, DIRECTIONS)
         check_integer("n_directions", self.n_directions, minimum=1)
         X = check_rows(self, X, reset=True)
-        classes, site = check_labels("y", y, len(X)), check_attribute(attribute, len(X))
-        if len(classes) < 2:
-            raise ValueError(f"y must hold at least two classes, got only {classes.values.tolist()[0]!r}")
-        check_separable(classes, site)
-        warn_of_empty_groups(classes, site)
+        classes = check_classes(y, len(X))
+        site = check_site(attribute, classes)
         Z, mean, scale = standardised(X)
         other = None
         if counterfactual is not None or self.directions == "counterfactual":
@@ -168,6 +159,7 @@ class SpuriousFeatureReport(BaseEstimator):
         )
 
     def _find(self, Z: np.ndarray, classes: Labels, site: Labels, other: np.ndarray | None) -> np.ndarray:
+        """Return unit vectors (k, d), the strongest first, from rows Z (n, d) and their counterfactuals (n, d)."""
         kind = self.directions or ("probe" if other is None else "counterfactual")
         weights = balanced_weights(classes, site)
         if kind == "pca":
@@ -179,12 +171,16 @@ class SpuriousFeatureReport(BaseEstimator):
         else:
             with_groups = {"attribute": site.codes, "y": classes.codes}
             found = INLP(self.n_directions, balance="group").fit(Z, **with_groups).components_
+        if not len(found):
+            source = "differences to counterfactual" if kind == "counterfactual" else "columns"
+            raise ValueError(f"X must have {source} that are not constant, got none in the half that is fitted on")
         return found[: self.n_directions]
 
 
 def _scored(
     what: str, Z: np.ndarray, other: np.ndarray | None, classes: Labels, site: Labels, names: list[str]
 ) -> Result:
+    """Return the scores of the columns of Z (n, k), whose counterfactual rows are `other` (n, k)."""
     weights = np.ones(len(Z))
     arrays = {
         "attribute_auc": auc(Z, site, weights),
@@ -199,6 +195,7 @@ def _scored(
 
 
 def _costs(Z: np.ndarray, half: np.ndarray, classes: Labels, site: Labels) -> dict[str, float]:
+    """Return the numbers of `scalars_`: heads are fitted on rows Z (n, d) in `half` (n,), and judged on the others."""
     balanced = balanced_weights(classes.only(half), site.only(half))
     held = classes.codes[~half], site.codes[~half]
 
@@ -218,7 +215,7 @@ def _costs(Z: np.ndarray, half: np.ndarray, classes: Labels, site: Labels) -> di
 
 
 def _cramers_v(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Cramér's V of two vectors of codes, between 0 and 1."""
+    """Return Cramér's V of two vectors of codes (n,), between 0 and 1."""
     table = np.zeros((a.max() + 1, b.max() + 1))
     np.add.at(table, (a, b), 1)
     table = table[table.any(axis=1)][:, table.any(axis=0)]

@@ -23,7 +23,7 @@ def auc(X: np.ndarray, labels: Labels, weights: np.ndarray) -> np.ndarray:
 
 
 def auc_given(X: np.ndarray, labels: Labels, given: Labels, weights: np.ndarray) -> np.ndarray:
-    """Return `auc` within the rows of each value of `given`, averaged over the values with two labels or more."""
+    """Return `auc` of X (n, d) within each value of `given`, averaged over the values with two labels or more, (d,)."""
     found = []
     for value in range(len(given)):
         rows = given.codes == value
@@ -63,14 +63,14 @@ def probe_weight(X: np.ndarray, labels: Labels, weights: np.ndarray) -> np.ndarr
 
 
 def standardised(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return columns of mean 0 and standard deviation 1 with the means and deviations; constant columns are centred."""
+    """Return X (n, d) with columns of mean 0 and deviation 1, means and deviations (d,); constant ones are centred."""
     mean, scale = X.mean(axis=0), X.std(axis=0)
     scale = np.where(scale > 1e-12 * np.maximum(1.0, np.abs(mean)), scale, 1.0)
     return (X - mean) / scale, mean, scale
 
 
 def _area(codes: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
-    """Return the weighted share of pairs, one positive and one not, in the right order; ties count half."""
+    """Return the weighted share of pairs of rows (n,), one positive, one not, in the right order; ties count half."""
     above = np.bincount(codes, weights=weights * positive)
     below = np.bincount(codes, weights=weights * ~positive)
     wins = np.cumsum(below) - below / 2

@@ -327,17 +327,26 @@ X, Y, SITE, OTHER = entangled(60)
 HOLE = np.where(np.arange(X.size).reshape(X.shape) == 7, np.nan, X)
 EVERYWHERE = [
     ({"attribute": np.zeros(60)}, ValueError, "at least two values"),
-    ({"attribute": SITE[:-1]}, ValueError, "60 rows"),
+    ({"attribute": SITE[:-1]}, ValueError, "60 entries"),
     ({"attribute": None}, ValueError, "None"),
     ({"attribute": SITE + 0.5}, ValueError, "not continuous"),
     ({"attribute": np.where(SITE == 0, np.nan, 1.0)}, ValueError, "missing"),
-    ({"attribute": np.stack([SITE, SITE], axis=1)}, ValueError, "1-dimensional"),
+    ({"attribute": np.stack([SITE, SITE], axis=1)}, ValueError, "shape (n,)"),
     ({"attribute": Y}, ValueError, "cannot separate: attribute is determined by y"),
     ({"attribute": 2 * Y + SITE}, ValueError, "cannot separate: y is determined by attribute"),
+    ({"attribute": SITE + 0j}, TypeError, "complex128"),
+    ({"attribute": SITE.astype("datetime64[D]")}, TypeError, "datetime64"),
+    ({"attribute": [(0,), *SITE[1:].tolist()]}, ValueError, "regular"),
+    ({"attribute": np.array(["0", *SITE[1:]], dtype=object)}, TypeError, "of type int64, str"),
+    ({"attribute": np.ma.masked_equal(SITE, 1)}, ValueError, "no masked values"),
+    ({"attribute": torch.tensor(SITE).to_sparse()}, TypeError, "dense tensor"),
+    ({"X": X.astype("timedelta64[s]")}, TypeError, "timedelta64"),
+    ({"X": np.ma.masked_less(X, 0)}, ValueError, "no masked values"),
+    ({"X": X * 1e200}, ValueError, "below 1e+70 in size"),
     ({"X": HOLE}, ValueError, "no NaN and no inf, got nan in row 1, column 1"),
     ({"X": np.where(np.isnan(HOLE), np.inf, HOLE)}, ValueError, "got inf"),
 ]
-NEED_CLASSES = [({"y": None}, ValueError, "None"), ({"y": Y[:-1]}, ValueError, "60 rows")]
+NEED_CLASSES = [({"y": None}, ValueError, "None"), ({"y": Y[:-1]}, ValueError, "60 entries")]
 
 
 @pytest.mark.parametrize(
@@ -379,7 +388,7 @@ def test_bad_counterfactuals():
             [
                 ({"balance": "groups"}, ValueError, "'group'"),
                 ({"method": "lace"}, ValueError, "leace"),
-                ({"shrinkage": 2}, ValueError, "True"),
+                ({"shrinkage": 2}, TypeError, "True"),
             ],
         ),
         (

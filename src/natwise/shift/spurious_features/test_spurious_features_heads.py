@@ -59,11 +59,12 @@ def test_group_metrics_refuses():
     cases = [
         ({"y_pred": [0.2, 0.8, 0.3]}, ValueError, "not continuous"),
         ({"y_pred": [0, 1]}, ValueError, "same length"),
-        ({"y_pred": ["a", "b", "a"]}, TypeError, "kind of y"),
+        ({"y_pred": ["a", "b", "a"]}, TypeError, "like those of y"),
+        ({"y": [0, 1, 1j]}, TypeError, "complex128"),
         ({"attribute": [0, np.nan, 1]}, ValueError, "missing"),
         ({"attribute": [None, "x", "y"]}, ValueError, "missing"),
-        ({"y": [[0, 1, 1]]}, ValueError, "1-dimensional"),
-        ({"y": [], "y_pred": [], "attribute": []}, ValueError, "at least one"),
+        ({"y": [[0, 1, 1]]}, ValueError, "shape (n,)"),
+        ({"y": [], "y_pred": [], "attribute": []}, ValueError, "empty"),
     ]
     check_bad_input(group_metrics, cases, y=[0, 1, 1], y_pred=[0, 1, 0], attribute=[0, 0, 1])
 
