@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from natwise.core.validation import check_array, check_device, check_integer, check_option, check_real
+from natwise.core.validation import check_array, check_device, check_integer, check_option, check_real, shorten
 from natwise.shift.in_context._tasks import check_features, check_labels
 
 METHODS = ("erm", "reweight", "groupdro", "nearest")
@@ -63,7 +63,7 @@ def context_baseline(
     Raises
     ------
     TypeError, ValueError
-        For wrong data or options; when `attribute` is needed and missing.
+        For wrong data or options; when `attribute` is needed and missing; when the fit diverges.
 
     Notes
     -----
@@ -87,7 +87,10 @@ def context_baseline(
 
 
 class _Objective:
-    """The sum over tasks of what each minimises; the tasks' weights do not meet, so each is fitted by itself."""
+    """The sum over tasks of what each minimises; the tasks' weights do not meet, so each is fitted by itself.
+
+    `group` (n_tasks, n_context) holds 0 to 3; it is called with the losses of the examples, of the same shape.
+    """
 
     def __init__(self, method: str, group: torch.Tensor, step_size: float):
         self.method, self.step_size = method, step_size
@@ -135,10 +138,14 @@ def _fit(
             logits = torch.einsum("tnd,td->tn", x, weight) + bias
             objective(binary_cross_entropy_with_logits(logits, y.to(x.dtype), reduction="none")).backward()
             optimizer.step()
+    if not weight.isfinite().all():
+        options = {name: optimizer.param_groups[0][name] for name in ("lr", "weight_decay")}
+        raise ValueError(f"learning_rate, weight_decay or step_size is too large, the fit diverged with {options}")
     return weight.detach(), bias.detach()
 
 
 def _nearest(x: torch.Tensor, y: torch.Tensor, queries: torch.Tensor, k: int) -> np.ndarray:
+    """Return the share of class 1 (n_tasks, n_queries) among the k examples nearest to each query."""
     nearest = torch.cdist(queries, x).topk(k, dim=-1, largest=False).indices  # (n_tasks, n_queries, k)
     votes = y[torch.arange(len(y), device=y.device)[:, None, None], nearest]
     return votes.double().mean(dim=-1).cpu().numpy()
@@ -149,6 +156,8 @@ def _start(initial: tuple[Any, Any] | None, x: torch.Tensor) -> tuple[torch.Tens
     n_tasks, _, n_features = x.shape
     weight, bias = np.zeros(n_features, dtype=np.float32), np.zeros(1, dtype=np.float32)
     if initial is not None:
+        if not isinstance(initial, tuple) or len(initial) != 2:
+            raise TypeError(f"initial must be a tuple (weights, bias), got {shorten(initial)}")
         weight = check_array("initial weights", np.ravel(initial[0]), shape=(n_features,), dtype=np.float32)
         bias = check_array("initial bias", np.ravel(initial[1]), shape=(1,), dtype=np.float32)
     start = [torch.from_numpy(part).to(x.device).repeat(n_tasks, 1).requires_grad_() for part in (weight, bias)]

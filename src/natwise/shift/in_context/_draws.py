@@ -21,7 +21,7 @@ def generator_of(n_tasks: int, rng: Any, device: torch.device) -> torch.Generato
 
 
 def _uniform(sizes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return an integer in [0, size) for each entry of `sizes`; in float64, whose rounding is of no concern."""
+    """Return an integer in [0, size) for each of `sizes` (any shape); in float64, whose rounding is of no concern."""
     draws = torch.rand(sizes.shape, generator=generator, device=sizes.device, dtype=torch.float64)
     return (draws * sizes).long()
 
@@ -123,6 +123,7 @@ def allot(n_tasks: int, n: int, shares: torch.Tensor, generator: torch.Generator
 
 
 def guaranteed(n: int, share: float) -> int:
+    """Return how many of n examples a group of this share has for certain."""
     return math.floor(n * share + 1e-9)  # 100 x 0.29 is 28.999...
 
 
@@ -132,7 +133,7 @@ def _shuffled(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def differ(y: torch.Tensor, minority: float, generator: torch.Generator) -> torch.Tensor:
-    """Return y, each entry exchanged with probability `minority`."""
+    """Return labels y (any shape), each exchanged with probability `minority`."""
     exchanged = torch.rand(y.shape, generator=generator, device=y.device) < minority
     return torch.where(exchanged, 1 - y, y)
 
@@ -149,4 +150,5 @@ def orthonormal_pair(n_tasks: int, width: int, generator: torch.Generator) -> tu
 
 
 def signed(binary: torch.Tensor) -> torch.Tensor:
+    """Return -1 and 1 for labels 0 and 1 (...,), with an axis for the features."""
     return (2.0 * binary - 1.0)[..., None]

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_integer, check_option, check_real
+from natwise.core.validation import check_flag, check_integer, check_option, check_real
 from natwise.shift.in_context._tasks import (
     CONTEXT,
     QUERY,
@@ -26,6 +26,7 @@ from natwise.shift.in_context._tasks import (
     check_features,
     check_labels,
     check_tasks,
+    draw_tasks,
     take_rows,
 )
 from natwise.shift.in_context._tokens import (
@@ -179,7 +180,10 @@ class SpuriousInContextLearner(BaseEstimator):
         self._check()
         streams = Streams.of(self.random_state)
         needed = (*(CONTEXT if self.group_tokens else CONTEXT[:2]), *QUERY[:2])
-        first = as_tensors(check_tasks(sampler, self.batch_size, streams.numpy("first"), needed))
+        if not callable(sampler):
+            raise TypeError(f"sampler must be callable, got {type(sampler).__name__}")
+        drawn = sampler(self.batch_size, streams.numpy("first"))
+        first = as_tensors(check_tasks("sampler's tasks", drawn, needed, self.batch_size))
         n_features = first["X"].shape[2]
         norm = float(first["X"].norm(dim=-1).mean())
         with streams.torch_global("init"):
@@ -199,7 +203,7 @@ class SpuriousInContextLearner(BaseEstimator):
             random_state=streams.child("training"),
             verbose=self.verbose,
         )
-        self.history_ = trainer.fit(model, self._loss, sampler, checkpoint=checkpoint)
+        self.history_ = trainer.fit(model, self._loss, partial(draw_tasks, sampler), checkpoint=checkpoint)
         self.transformer_, self.n_features_in_, self.classes_ = model, n_features, np.arange(2)
         self.__dict__.pop("context_", None)
         return self
@@ -224,7 +228,7 @@ class SpuriousInContextLearner(BaseEstimator):
             For data of a wrong shape, not finite, or with labels other than 0 and 1; for a context too long, or
             without one of the classes.
         """
-        tasks = self._check_context(X, y, attribute, ())
+        tasks = self._check_context(X, y, attribute)
         present = tasks["y"].unique()
         if len(present) < 2:
             raise ValueError(f"y must hold both classes, 0 and 1, got {int(present)} alone")
@@ -271,43 +275,53 @@ class SpuriousInContextLearner(BaseEstimator):
         Returns
         -------
         ndarray of shape (n_tasks, n_queries), float64
+
+        Raises
+        ------
+        NotFittedError
+            Before `meta_fit`.
+        TypeError, ValueError
+            For an entry that is missing, of a wrong shape, not finite, or a label other than 0 and 1.
         """
-        context = self._check_context(tasks["X"], tasks["y"], tasks.get("attribute"), (len(tasks["X"]),))
-        shape = (len(context["X"]), "n_queries", self.n_features_in_)
-        X_query = torch.from_numpy(check_features("X_query", tasks["X_query"], shape)).to(self.device)
-        batches = zip(*(part.split(_QUERIES_AT_ONCE) for part in (*context.values(), X_query)), strict=True)
+        self._check_trained()
+        needed = (*(CONTEXT if self.group_tokens else CONTEXT[:2]), QUERY[0])
+        checked = check_tasks("tasks", tasks, needed, n_features=self.n_features_in_)
+        tensors = as_tensors({name: checked[name] for name in needed}, self.device)
         logits = []
         with torch.no_grad():
-            for *parts, queries in batches:
-                batch = dict(zip(context, parts, strict=True))
+            for parts in zip(*(tensor.split(_QUERIES_AT_ONCE) for tensor in tensors.values()), strict=True):
+                batch = dict(zip(tensors, parts, strict=True))
+                queries = batch["X_query"]
                 tokens, _ = self._tokens({**batch, "X_query": queries[:, :0]})
                 logits.append(self.transformer_.score(mark_queries(_pad(queries)), self.transformer_.encode(tokens)))
         return torch.cat(logits).double().sigmoid().cpu().numpy()
 
     def _check(self) -> None:
         for name in ("permute", "group_tokens", "exchange_labels"):
-            check_option(name, getattr(self, name), (True, False))
+            check_flag(name, getattr(self, name))
         check_option("queries", self.queries, ("sampled", "context"))
         check_option("construction", self.construction, CONSTRUCTIONS)
         check_real("induction", self.induction, minimum=0, maximum=1)
         for name, minimum in {"n_steps": 1, "batch_size": 1, "warmup_steps": 0}.items():
             check_integer(name, getattr(self, name), minimum=minimum)
 
-    def _check_context(self, X: Any, y: Any, attribute: Any, lead: tuple[int, ...]) -> Tasks:
-        """Return the context, checked, as tensors with an axis of tasks; `lead` stands before the axis of examples."""
+    def _check_trained(self) -> None:
         if not hasattr(self, "transformer_"):
             raise NotFittedError("This SpuriousInContextLearner is not trained yet: call meta_fit first.")
-        features = check_features("X", X, (*lead, "n_context", self.n_features_in_))
-        context = {"X": features, "y": check_labels("y", y, features.shape[:-1])}
+
+    def _check_context(self, X: Any, y: Any, attribute: Any) -> Tasks:
+        """Return a context as tensors (1, n_context, ...)."""
+        self._check_trained()
+        features = check_features("X", X, ("n_context", self.n_features_in_))
+        context = {"X": features, "y": check_labels("y", y, features.shape[:1])}
         if attribute is not None:
-            context["attribute"] = check_labels("attribute", attribute, features.shape[:-1])
+            context["attribute"] = check_labels("attribute", attribute, features.shape[:1])
         elif self.group_tokens:
             raise ValueError("attribute must be given to a learner with group_tokens=True, got None")
-        tensors = as_tensors(context, self.device)
-        return tensors if lead else {name: value[None] for name, value in tensors.items()}
+        return {name: value[None] for name, value in as_tensors(context, self.device).items()}
 
     def _loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
-        tasks = self._augment(as_tensors(batch))
+        tasks = self._augment(batch)
         logits = model(*self._tokens(tasks))
         return binary_cross_entropy_with_logits(logits.float(), tasks["y_query"].float())
 
@@ -368,10 +382,11 @@ def _opposite(width: int, norm: float, generator: torch.Generator) -> torch.Tens
 
 
 def _pad(x: torch.Tensor) -> torch.Tensor:
-    """Return x with coordinates for the markers in front."""
+    """Return x (..., n_features) with coordinates for the markers in front."""
     return torch.nn.functional.pad(x, (N_MARKERS, 0))
 
 
 def _both_classes(logits: torch.Tensor) -> np.ndarray:
+    """Return the probabilities (n, 2) of logits of class 1 (n,)."""
     one = logits.double().sigmoid().cpu().numpy()
     return np.stack([1 - one, one], axis=1)

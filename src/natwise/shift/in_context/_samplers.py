@@ -20,7 +20,7 @@ from natwise.shift.in_context._draws import (
     signed,
     two_of,
 )
-from natwise.shift.in_context._tasks import Sampler, Tasks, as_tensors, check_features, check_labels, take_rows
+from natwise.shift.in_context._tasks import Sampler, Tasks, check_features, check_labels, draw_tasks, take_rows
 
 Device = str | torch.device
 
@@ -278,7 +278,7 @@ class SpuriousVectorSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        tasks = as_tensors(self.sampler(n_tasks, rng))
+        tasks = draw_tasks(self.sampler, n_tasks, rng)
         X = tasks["X"]
         if self.vector is not None:
             check_same_length(vector=self.vector, features=X[0, 0])
@@ -326,7 +326,7 @@ class SwapSampler:
 
     def __call__(self, n_tasks: int, rng: np.random.Generator) -> Tasks:
         """Return `n_tasks` tasks."""
-        tasks = as_tensors(self.sampler(n_tasks, rng))
+        tasks = draw_tasks(self.sampler, n_tasks, rng)
         device, width = tasks["X"].device, tasks["X"].shape[2]
         low, high = self.n_coordinates
         if high > width:
@@ -344,7 +344,10 @@ class SwapSampler:
 def _exchange(
     X: torch.Tensor, y: torch.Tensor, m: int, coordinates: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exchange the coordinates of m random examples of class 0 with m of class 1; return X and the attributes."""
+    """Exchange coordinates of m random examples of class 0 with m of class 1; return X and the attributes.
+
+    X (n_tasks, n, n_features), y (n_tasks, n); `coordinates` (n_tasks, 1, n_features) says which are exchanged.
+    """
     if min(int((y == label).sum(dim=1).min()) for label in (0, 1)) < m:
         raise ValueError(f"sampler must give at least {m} examples of either class in every task")
     keys = torch.rand(y.shape, generator=generator, device=y.device)

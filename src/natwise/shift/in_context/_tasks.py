@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from natwise.core.validation import check_array, check_real, shorten
+from natwise.core.validation import check_array, check_flag, check_real
 
 Sampler: TypeAlias = Callable[[int, np.random.Generator], Mapping[str, Any]]
 Tasks: TypeAlias = "dict[str, torch.Tensor]"
@@ -35,31 +35,47 @@ def check_features(name: str, value: Any, shape: tuple[int | str, ...]) -> np.nd
     return cast
 
 
-def check_tasks(sampler: Any, n_tasks: int, rng: np.random.Generator, needed: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return a batch of a sampler, after checking keys, shapes and values of the first batch it gives."""
-    if not callable(sampler):
-        raise TypeError(f"sampler must be callable, got {type(sampler).__name__}")
-    tasks = sampler(n_tasks, rng)
+def check_tasks(
+    source: str,
+    tasks: Any,
+    needed: tuple[str, ...],
+    n_tasks: int | str = "n_tasks",
+    n_features: int | str = "n_features",
+) -> dict[str, np.ndarray]:
+    """Return the entries of a batch as arrays, after checking keys, shapes and values; `source` is for the message."""
     if not isinstance(tasks, Mapping):
-        raise TypeError(f"sampler must return a dict of arrays, got {type(tasks).__name__}")
+        raise TypeError(f"{source} must be a dict of arrays, got {type(tasks).__name__}")
     if missing := [name for name in needed if name not in tasks]:
-        raise ValueError(f"sampler must return {', '.join(needed)}; it lacks {', '.join(missing)}")
-    X = check_features("X of sampler", tasks["X"], (n_tasks, "n_context", "n_features"))
-    X_query = check_features("X_query of sampler", tasks["X_query"], (n_tasks, "n_queries", X.shape[2]))
-    for names, features in ((CONTEXT, X), (QUERY, X_query)):
-        for name in names[1:]:
-            if name in tasks:
-                check_labels(f"{name} of sampler", tasks[name], features.shape[:2])
-    return tasks
+        raise ValueError(f"{source} must hold {', '.join(needed)}; it lacks {', '.join(missing)}")
+    found = {}
+    for names, n in ((CONTEXT, "n_context"), (QUERY, "n_queries")):
+        shape: tuple[int | str, ...] = (n_tasks, n)
+        for name in names:
+            if name in tasks and name.startswith("X"):
+                found[name] = check_features(f"{name} of {source}", tasks[name], (*shape, n_features))
+                n_features = found[name].shape[2]
+            elif name in tasks:
+                found[name] = check_labels(f"{name} of {source}", tasks[name], shape)
+            shape = found[name].shape[:2] if name in found else shape
+            n_tasks = shape[0]
+    return found
+
+
+def draw_tasks(sampler: Sampler, n_tasks: int, rng: np.random.Generator) -> Tasks:
+    """Return a batch of a sampler as tensors."""
+    return as_tensors(sampler(n_tasks, rng))
 
 
 def as_tensors(tasks: Mapping[str, Any], device: torch.device | str | None = None) -> Tasks:
     """Return features as float32 and labels as int64 tensors on the device."""
-    return {
-        name: torch.as_tensor(value, device=device).to(torch.float32 if name.startswith("X") else torch.int64)
-        for name, value in tasks.items()
-        if name in CONTEXT + QUERY
-    }
+    found = {}
+    for name in (*CONTEXT, *QUERY):
+        if name in tasks:
+            value, is_features = tasks[name], name.startswith("X")
+            if not isinstance(value, torch.Tensor):
+                value = torch.from_numpy(np.array(value, dtype=np.float32 if is_features else np.int64))
+            found[name] = value.to(device, torch.float32 if is_features else torch.int64)
+    return found
 
 
 def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -78,7 +94,19 @@ def flip_labels(tasks: Mapping[str, Any], *, attribute: bool = True) -> Tasks:
         As a sampler gives them.
     attribute : bool
         Exchange the attributes too, so that they agree with the labels as often as before.
+
+    Returns
+    -------
+    dict of str to tensor
+        The same entries: features in float32, labels and attributes in int64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not fit, features that are not finite, labels other than 0 and 1.
     """
+    check_flag("attribute", attribute)
+    check_tasks("tasks", tasks, ())
     flipped = as_tensors(tasks)
     for name in ("y", "y_query") + (("attribute", "attribute_query") if attribute else ()):
         if name in flipped:
@@ -112,14 +140,12 @@ def in_context_metrics(scores: Any, tasks: Mapping[str, Any]) -> dict[str, float
     values = check_array("scores", scores, shape=("n_tasks", "n_queries"))
     for value in (values.min(initial=0), values.max(initial=1)):
         check_real("scores", value, minimum=0, maximum=1)
-    if missing := [name for name in (*CONTEXT[1:], *QUERY[1:]) if name not in tasks]:
-        raise ValueError(f"tasks must hold y, attribute, y_query, attribute_query; got none for {shorten(missing)}")
-    y_query = check_labels("y_query of tasks", tasks["y_query"], ("n_tasks", "n_queries"))
+    labels = check_tasks("tasks", tasks, (*CONTEXT[1:], *QUERY[1:]))
+    y_query = labels["y_query"]
     if values.shape != y_query.shape:
         raise ValueError(f"scores must have the shape of y_query, {y_query.shape}, got {values.shape}")
-    query_group = 2 * y_query + check_labels("attribute_query of tasks", tasks["attribute_query"], y_query.shape)
-    y = check_labels("y of tasks", tasks["y"], (len(y_query), "n_context"))
-    group = 2 * y + check_labels("attribute of tasks", tasks["attribute"], y.shape)
+    query_group = 2 * y_query + labels["attribute_query"]
+    group = 2 * labels["y"] + labels["attribute"]
     counts = np.stack([(group == g).sum(axis=1) for g in range(4)], axis=1)
     correct = (values > 0.5) == y_query
     found = {"accuracy": float(correct.mean())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import embedding
@@ -52,11 +52,17 @@ def in_context_tokens(
     -------
     tokens : tensor of shape (n_tasks, n_tokens, n_features)
     query_positions : int tensor of shape (n_queries,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no such tensor, shapes that do not fit, labels other than 0 and 1.
     """
     check_option("construction", construction, CONSTRUCTIONS)
+    _check_inputs(X, y, X_query, attribute)
     examples: list[tuple[torch.Tensor, Marker]]
     if construction == "annotated":
-        examples = [(X, _EXAMPLE), (_annotations(y, attribute, class_tokens, group_tokens), _ANNOTATION)]
+        examples = [(X, _EXAMPLE), (_annotations(X, y, attribute, class_tokens, group_tokens), _ANNOTATION)]
     else:
         examples = [(X, _label_markers(y, attribute))]
     n, m = X.shape[1], X_query.shape[1]
@@ -78,10 +84,39 @@ def examples_seen(n_context: int, n_queries: int, device: torch.device | str = "
 
 
 def mark_queries(X_query: torch.Tensor) -> torch.Tensor:
-    """Return queries with their marker; the same in both constructions."""
+    """Return queries (..., n_features) with their marker; the same in both constructions."""
     marked = X_query.clone()
     marked[..., :N_MARKERS] = X_query.new_tensor(_QUERY)
     return marked
+
+
+def _check_inputs(X: Any, y: Any, X_query: Any, attribute: Any) -> None:
+    _check_features("X", X, ("n_tasks", "n_context", "n_features"))
+    _check_features("X_query", X_query, (len(X), "n_queries", X.shape[2]), X.dtype)
+    for name, labels in (("y", y), ("attribute", attribute)):
+        if labels is None and name == "attribute":
+            continue
+        if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} must be an integer tensor, got {_kind(labels)}")
+        if labels.shape != X.shape[:2]:
+            raise ValueError(f"{name} must have shape {tuple(X.shape[:2])}, got {tuple(labels.shape)}")
+        if ((labels != 0) & (labels != 1)).any():
+            raise ValueError(f"{name} must hold 0 and 1 alone, got {int(labels[(labels != 0) & (labels != 1)][0])}")
+
+
+def _check_features(name: str, value: Any, shape: tuple[int | str, ...], dtype: torch.dtype | None = None) -> None:
+    """Raise when `value` is no float tensor of the shape, where text stands for any size, and of the dtype of X."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a float tensor, got {_kind(value)}")
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(f"{name} must have the dtype of X, {dtype}, got {value.dtype}")
+    if value.ndim != len(shape) or any(n != m for n, m in zip(shape, value.shape, strict=True) if isinstance(n, int)):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must have shape ({expected}), got {tuple(value.shape)}")
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _write(tokens: torch.Tensor, places: torch.Tensor, values: torch.Tensor, marker: Marker) -> None:
@@ -91,6 +126,7 @@ def _write(tokens: torch.Tensor, places: torch.Tensor, values: torch.Tensor, mar
 
 
 def _annotations(
+    X: torch.Tensor,
     y: torch.Tensor,
     attribute: torch.Tensor | None,
     class_tokens: torch.Tensor | None,
@@ -99,10 +135,12 @@ def _annotations(
     """Return what stands behind each example, (n_tasks, n_context, n_features)."""
     if class_tokens is None:
         raise ValueError("class_tokens must be given for the annotated construction, got None")
+    _check_features("class_tokens", class_tokens, (2, X.shape[2]), X.dtype)
     if attribute is None:
         return embedding(y, class_tokens)
     if group_tokens is None:
         raise ValueError("group_tokens must be given when attribute is, got None")
+    _check_features("group_tokens", group_tokens, (2, X.shape[2]), X.dtype)
     return embedding(2 * y + attribute, (class_tokens[:, None] + group_tokens).flatten(0, 1))
 
 

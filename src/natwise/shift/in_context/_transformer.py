@@ -126,6 +126,12 @@ class InContextTransformer(nn.Module):
         -------
         tensor of shape (n_queries,) or (n_sequences, n_queries)
             Logit of class 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For tokens of a wrong shape, of another dtype than the weights, not finite or too many; for positions that
+            are no distinct integers among them.
         """
         if isinstance(tokens, np.ndarray):
             with torch.no_grad():
@@ -133,9 +139,14 @@ class InContextTransformer(nn.Module):
                 finite = torch.from_numpy(check_array("tokens", tokens))
                 return self.forward(finite.to(weight.device, weight.dtype), query_positions)
         tokens = self._check_tokens(tokens)
-        is_query = self._check_positions(query_positions, tokens)
+        if not tokens.isfinite().all():
+            raise ValueError("tokens must be finite, got NaN or infinity")
+        chosen = self._check_positions(query_positions, tokens)
+        is_query = torch.zeros(tokens.shape[-2], dtype=torch.bool, device=tokens.device)
+        is_query[chosen] = True
+        self._check_length(int(token_positions(is_query).max()) + 1)
         x, _ = self._run(tokens, token_positions(is_query), attention_mask(is_query))
-        return self._logits(x[..., torch.as_tensor(query_positions, device=x.device), :])
+        return self._logits(x[..., chosen, :])
 
     def encode(self, tokens: torch.Tensor) -> Cache:
         """Return keys and values of every layer for context tokens (..., n_tokens, n_features), without queries."""
@@ -159,6 +170,7 @@ class InContextTransformer(nn.Module):
     def _run(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: Cache | None = None
     ) -> tuple[torch.Tensor, Cache]:
+        """Return what the blocks make of tokens (..., n, d_model), and their keys and values; see `Block.forward`."""
         x, computed = self.input(tokens), []
         angles = _angles(positions, self.rotary_dim)
         for i, block in enumerate(self.blocks):
@@ -167,31 +179,35 @@ class InContextTransformer(nn.Module):
         return x, computed
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (..., n) of x (..., n, d_model)."""
         logits: torch.Tensor = self.head(self.norm(x)).squeeze(-1)
         return logits
 
     def _check_tokens(self, tokens: Any) -> torch.Tensor:
-        if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point():
+        if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point() or tokens.is_sparse:
             kind = tokens.dtype if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-            raise TypeError(f"tokens must be a float tensor, got {kind}")
+            raise TypeError(f"tokens must be a dense float tensor, got {kind}")
+        if tokens.dtype != self.head.weight.dtype:
+            raise TypeError(f"tokens must have the dtype of the weights, {self.head.weight.dtype}, got {tokens.dtype}")
         if tokens.ndim not in (2, 3) or tokens.shape[-1] != self.n_features or 0 in tokens.shape:
             raise ValueError(f"tokens must have shape (..., n_tokens, {self.n_features}), got {tuple(tokens.shape)}")
         return tokens
 
     def _check_positions(self, query_positions: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """Return which tokens are queries (n_tokens,)."""
-        chosen = torch.as_tensor(query_positions, device=tokens.device)
-        if chosen.is_floating_point() or chosen.dtype == torch.bool:
+        """Return which tokens are queries, int64 (n_queries,) on the device of the tokens."""
+        if isinstance(query_positions, torch.Tensor):
+            query_positions = query_positions.cpu()
+        if check_array("query_positions", query_positions).ndim != 1:
+            raise ValueError(f"query_positions must have shape (n_queries,), got {shorten(query_positions)}")
+        chosen = np.asarray(query_positions)
+        if chosen.dtype.kind not in "iu":
             raise TypeError(f"query_positions must hold integers, got {chosen.dtype}")
         n_tokens = tokens.shape[-2]
-        if chosen.ndim != 1 or len(chosen) == 0 or len(chosen.unique()) < len(chosen):
+        if len(np.unique(chosen)) < max(len(chosen), 1):
             raise ValueError(f"query_positions must be distinct and of shape (n_queries,), got {shorten(chosen)}")
-        if int(chosen.min()) < 0 or int(chosen.max()) >= n_tokens:
+        if chosen.min() < 0 or chosen.max() >= n_tokens:
             raise ValueError(f"query_positions must lie within 0 and {n_tokens - 1}, got {shorten(chosen)}")
-        is_query = torch.zeros(n_tokens, dtype=torch.bool, device=tokens.device)
-        is_query[chosen] = True
-        self._check_length(int(token_positions(is_query).max()) + 1)
-        return is_query
+        return torch.from_numpy(chosen.astype(np.int64)).to(tokens.device)
 
     def _check_length(self, length: int) -> None:
         if length > self.n_positions:
@@ -218,7 +234,11 @@ class Block(nn.Module):
         mask: torch.Tensor,
         past: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Return the new x (..., n, d_model), and keys and values (..., n_head, n, head_dim) of its tokens."""
+        """Return the new x (..., n, d_model), and keys and values (..., n_head, n, head_dim) of its tokens.
+
+        `angles` (n, rotary_dim / 2) are those of the positions, `mask` (n, n_past + n) says who sees whom, `past` holds
+        the keys and values of tokens before.
+        """
         normed = self.norm(x)
         query, key, value = (
             part.unflatten(-1, (self.n_head, -1)).transpose(-2, -3) for part in self.qkv(normed).chunk(3, -1)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from natwise.core.io import load_npz
-from natwise.shift import InContextTransformer, context_baseline, in_context_metrics, in_context_tokens
+from natwise.shift import InContextTransformer, context_baseline, flip_labels, in_context_metrics, in_context_tokens
 from natwise.shift.in_context._learner import warmup_cosine
 from natwise.shift.in_context._transformer import attention_mask, token_positions
 from natwise.testing import check_bad_input, unchanged
@@ -304,6 +304,11 @@ def test_refuses_wrong_models_and_tokens():
             ({"query_positions": [1, 1]}, ValueError, "distinct"),
             ({"query_positions": []}, (TypeError, ValueError), "query_positions"),
             ({"query_positions": [0.5]}, TypeError, "integers"),
+            ({"query_positions": [True, False, True, False]}, TypeError, "integers"),
+            ({"query_positions": "03"}, TypeError, "numeric"),
+            ({"query_positions": [[3]]}, ValueError, "shape (n_queries,)"),
+            ({"tokens": torch.ones(4, 7)}, TypeError, "dtype of the weights, torch.float64, got torch.float32"),
+            ({"tokens": torch.full((4, 7), torch.inf, dtype=torch.float64)}, ValueError, "finite"),
         ],
         tokens=torch.ones(4, 7, dtype=torch.float64),
         query_positions=[3],
@@ -336,6 +341,8 @@ def test_refuses_wrong_contexts_and_scores():
             ({"method": "nearest", "n_neighbors": 6}, ValueError, "<= 5"),
             ({"max_epochs": 1.0}, TypeError, "integer"),
             ({"initial": (np.ones(2), 0.0)}, ValueError, "shape (3)"),
+            ({"initial": 0.0}, TypeError, "tuple (weights, bias)"),
+            ({"learning_rate": 1.0, "weight_decay": 1e12}, ValueError, "diverged"),
         ],
         **good,
     )
@@ -347,8 +354,20 @@ def test_refuses_wrong_contexts_and_scores():
             ({"scores": y[:1]}, ValueError, "y_query"),
             ({"tasks": {**tasks, "y": y * 2}, "scores": y}, ValueError, "0 and 1"),
             ({"tasks": {"y": y}}, ValueError, "attribute"),
+            ({"tasks": 3}, TypeError, "dict of arrays, got int"),
         ],
         scores=y,
+        tasks=tasks,
+    )
+    check_bad_input(
+        flip_labels,
+        [
+            ({"tasks": None}, TypeError, "dict of arrays"),
+            ({"tasks": {**tasks, "y_query": y - 1}}, ValueError, "0 and 1"),
+            ({"tasks": {**tasks, "attribute": y[:, :2]}}, ValueError, "shape (2, 5)"),
+            ({"tasks": {**tasks, "X": np.full((2, 5, 3), np.inf)}}, ValueError, "finite"),
+            ({"attribute": "no"}, TypeError, "True or False"),
+        ],
         tasks=tasks,
     )
     X, labels, class_tokens = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(2, 4)
@@ -358,6 +377,14 @@ def test_refuses_wrong_contexts_and_scores():
             ({"class_tokens": None}, ValueError, "must be given"),
             ({"attribute": labels, "group_tokens": None}, ValueError, "group_tokens must be given"),
             ({"construction": "simple"}, ValueError, "'compact'"),
+            ({"X": X.numpy()}, TypeError, "float tensor, got ndarray"),
+            ({"X": X[0]}, ValueError, "(n_tasks, n_context, n_features), got (2, 4)"),
+            ({"X_query": X[..., :3]}, ValueError, "(1, n_queries, 4), got (1, 2, 3)"),
+            ({"X_query": X.double()}, TypeError, "dtype of X, torch.float32, got torch.float64"),
+            ({"y": labels.float()}, TypeError, "integer tensor, got torch.float32"),
+            ({"y": labels[:, :1]}, ValueError, "shape (1, 2), got (1, 1)"),
+            ({"attribute": labels + 2}, ValueError, "0 and 1 alone, got 2"),
+            ({"class_tokens": class_tokens[:1]}, ValueError, "shape (2, 4), got (1, 4)"),
         ],
         X=X,
         y=labels,

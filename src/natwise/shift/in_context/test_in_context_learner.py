@@ -212,6 +212,7 @@ def test_refuses_wrong_contexts_and_queries():
             ({"y": np.array(["a"] * 6)}, TypeError, "numeric"),
             ({"attribute": None}, ValueError, "must be given to a learner with group_tokens=True"),
             ({"attribute": attribute + 2}, ValueError, "0 and 1 alone"),
+            ({"attribute": attribute.astype("datetime64[D]")}, TypeError, "numeric"),
         ],
         X=X,
         y=y,
@@ -241,8 +242,8 @@ def test_refuses_wrong_options_and_samplers():
     check_bad_input(
         fit,
         [
-            ({"permute": 1}, ValueError, "True, False"),
-            ({"group_tokens": "yes"}, ValueError, "True, False"),
+            ({"permute": 1}, TypeError, "True or False"),
+            ({"group_tokens": "yes"}, TypeError, "True or False"),
             ({"queries": "balanced"}, ValueError, "'sampled', 'context'"),
             ({"construction": "v2"}, ValueError, "'annotated', 'compact'"),
             ({"induction": 1.5}, ValueError, "<= 1"),
