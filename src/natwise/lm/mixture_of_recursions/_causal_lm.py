@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from natwise.core.random import global_generators_kept
 from natwise.core.validation import check_flag
 from natwise.lm._checks import IGNORED, check_inputs, check_labels, check_length
+from natwise.lm._recursion import check_checkpoint
 from natwise.lm.mixture_of_recursions._cache import MoRCache
 from natwise.lm.mixture_of_recursions._checks import check_context
 from natwise.lm.mixture_of_recursions._config import MoRConfig
@@ -134,11 +135,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         cls, path: Any, *arguments: Any, config: Any = None, **kwargs: Any
     ) -> MoRForCausalLM:
         """Load a saved model; `ValueError` for a checkpoint with other layers, recursions, sharing or routers."""
-        if path is not None:
-            stored, _ = MoRConfig.get_config_dict(path, **kwargs)
-            if stored.get("model_type") != MoRConfig.model_type:
-                raise ValueError(f"{path} is no mixture of recursions but {stored.get('model_type')!r}")
-            MoRConfig.from_dict(stored).check_same_layers(kwargs if config is None else vars(config))
+        check_checkpoint(MoRConfig, path, config, kwargs)
         return super().from_pretrained(path, *arguments, config=config, **kwargs)
 
     def forward(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 
 from natwise.core.validation import check_flag, check_integer, check_option, check_real, shorten
 from natwise.lm._checks import check_sizes
+from natwise.lm._recursion import SHARINGS, layer_map, n_outer
 
-SHARINGS = ("cycle", "sequence", "middle_cycle", "middle_sequence")
 ROUTINGS = ("expert_choice", "token_choice")
 KV_KINDS = ("cache", "share", "hybrid")
 ROUTERS = ("linear", "mlp", "wide_mlp")
@@ -89,6 +89,7 @@ class MoRConfig(LlamaConfig):
     """
 
     model_type = "natwise_mor"
+    fixed = ("num_hidden_layers", "num_recursions", "sharing", "routing", "router", "tie_attention")
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "past_key_values",
         "selected_positions",
@@ -147,34 +148,20 @@ class MoRConfig(LlamaConfig):
         if self.kv != "cache" and self.capacity[0] < 1:
             raise ValueError(f"capacity must begin with 1 with kv={self.kv!r}, got {self.capacity[0]}")
 
-    def check_same_layers(self, other: Mapping[str, Any]) -> None:
-        """Refuse to read the checkpoint of this configuration with other layers or routers."""
-        for name in ("num_hidden_layers", "num_recursions", "sharing", "routing", "router", "tie_attention"):
-            ours, theirs = getattr(self, name), other.get(name, getattr(self, name))
-            if ours != theirs:
-                raise ValueError(
-                    f"{name} is {ours!r} in the checkpoint and cannot be another on loading, got {theirs!r}"
-                )
-
     @property
     def n_outer(self) -> int:
         """Layers before the loop, and as many after it."""
-        return int(self.sharing.startswith("middle"))
+        return n_outer(self.sharing)
 
     @property
     def block_length(self) -> int:
         """Layers of the looped block (K)."""
         return int((self.num_hidden_layers - 2 * self.n_outer) // self.num_recursions)
 
-    def unique_index(self, depth: int) -> int:
-        """Return which of the stored layers serves an unrolled depth."""
-        outer, looped = self.n_outer, self.block_length * self.num_recursions
-        if depth < outer:
-            return depth
-        if depth >= outer + looped:
-            return depth - looped + self.block_length
-        step = depth - outer
-        return outer + (step % self.block_length if self.sharing.endswith("cycle") else step // self.num_recursions)
+    @property
+    def layer_map(self) -> list[int]:
+        """Which of the stored layers serves each unrolled depth."""
+        return layer_map(self.num_hidden_layers, self.num_recursions, self.sharing)
 
     def _check_sizes(self) -> None:
         check_sizes(vars(self))

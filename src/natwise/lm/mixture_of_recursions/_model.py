@@ -93,14 +93,13 @@ class MoRModel(MoRPreTrainedModel):
         config.check()  # its fields may have been changed
         super().__init__(config)
         n, length = config.num_recursions, config.block_length
-        depth, n_unique = config.num_hidden_layers, config.unique_index(config.num_hidden_layers - 1) + 1
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self._serves = [config.unique_index(one) for one in range(depth)]  # a configuration's attributes are slow
+        self._serves = config.layer_map  # a configuration's attributes are slow
         self._before_later = config.n_outer + length
-        self.layers = nn.ModuleList([LlamaDecoderLayer(config, index) for index in range(n_unique)])
+        self.layers = nn.ModuleList([LlamaDecoderLayer(config, index) for index in range(max(self._serves) + 1)])
         self.attentions = nn.ModuleList()  # of the loop's depths after the first pass, when they are not tied
         if not config.tie_attention:
-            later = range(config.n_outer + length, depth - config.n_outer)
+            later = range(config.n_outer + length, config.num_hidden_layers - config.n_outer)
             self.attentions.extend([LlamaAttention(config, index) for index in later])
         kind, width = config.router, config.hidden_size
         expert = config.routing == "expert_choice"

@@ -120,14 +120,14 @@ def _rename_in_loop(recursion: int, rest: str, config: MoRConfig) -> str:
     if recursion and inner.startswith("self_attn."):
         later = (recursion - 1) * config.block_length + layer
         return f"model.attentions.{later}.{inner.removeprefix('self_attn.')}"
-    return f"model.layers.{config.unique_index(depth)}.{inner}"
+    return f"model.layers.{config.layer_map[depth]}.{inner}"
 
 
 def _all_tied(state: dict[str, Tensor], config: MoRConfig) -> bool:
     for name, value in state.items():
         if name.startswith("model.attentions."):
             later, inner = name.removeprefix("model.attentions.").split(".", 1)
-            unique = config.unique_index(config.n_outer + config.block_length + int(later))
+            unique = config.layer_map[config.n_outer + config.block_length + int(later)]
             if not torch.equal(value, state[f"model.layers.{unique}.self_attn.{inner}"]):
                 return False
     return True

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from natwise.core.validation import check_flag, check_integer, check_option
 from natwise.lm._checks import check_sizes
-from natwise.lm.relaxed_recursive._layers import layer_map
+from natwise.lm.relaxed_recursive._layers import checked_layer_map
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
 _FUSED = "query_key_value"
@@ -49,6 +49,7 @@ class RecursiveConfig(PreTrainedConfig):
     """
 
     model_type = "natwise_recursive"
+    fixed = ("base_model_type", "num_hidden_layers", "num_loops", "sharing", "lora_rank", "tie_vectors")
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     base_model_type: str = "llama"
@@ -83,19 +84,10 @@ class RecursiveConfig(PreTrainedConfig):
                 both = f"{kinds[unique]} and {kind}"
                 raise ValueError(f"num_loops={self.num_loops} would share layers of unequal layer_types: {both}")
 
-    def check_same_layers(self, other: dict[str, Any]) -> None:
-        """Refuse to read the checkpoint of this configuration with other layers."""
-        for name in ("base_model_type", "num_hidden_layers", "num_loops", "sharing", "lora_rank", "tie_vectors"):
-            ours, theirs = getattr(self, name), other.get(name, getattr(self, name))
-            if ours != theirs:
-                raise ValueError(
-                    f"{name} is {ours!r} in the checkpoint and cannot be another on loading, got {theirs!r}"
-                )
-
     @property
     def layer_map(self) -> list[int]:
         """Which unique layer stands at each depth."""
-        return layer_map(self.num_hidden_layers, self.num_loops, self.sharing)
+        return checked_layer_map(self.num_hidden_layers, self.num_loops, self.sharing)
 
     @property
     def n_unique(self) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 
 from natwise.core.random import Streams
 from natwise.core.validation import check_integer, check_option
+from natwise.lm._recursion import SHARINGS, layer_map, n_outer
 
-SHARINGS = ("cycle", "sequence", "middle_cycle", "middle_sequence")
 INITS = ("stepwise", "average", "lower", "upper", "random")
 POLICIES = ("raise", "drop", "extend")
 
@@ -33,11 +33,8 @@ class LayerPlan:
     sources: list[list[int]]
 
 
-def layer_map(depth: int, num_loops: int, sharing: str) -> list[int]:
-    """Return which unique layer is applied at each depth.
-
-    ``cycle`` loops over the whole block, ``sequence`` repeats each layer at once; the ``middle`` forms leave the first
-    and the last layer alone.
+def checked_layer_map(depth: int, num_loops: int, sharing: str) -> list[int]:
+    """Return `natwise.lm._recursion.layer_map`.
 
     Raises
     ------
@@ -47,17 +44,11 @@ def layer_map(depth: int, num_loops: int, sharing: str) -> list[int]:
     depth = check_integer("num_hidden_layers", depth, minimum=1)
     num_loops = check_integer("num_loops", num_loops, minimum=1)
     check_option("sharing", sharing, SHARINGS)
-    looped = depth - 2 * _alone(sharing)
+    looped = depth - 2 * n_outer(sharing)
     if looped < num_loops or looped % num_loops:
-        rest = "num_hidden_layers - 2" if _alone(sharing) else "num_hidden_layers"
+        rest = "num_hidden_layers - 2" if n_outer(sharing) else "num_hidden_layers"
         raise ValueError(f"num_loops must divide {rest}={looped} for sharing={sharing!r}, got {num_loops}")
-    if sharing.endswith("cycle"):
-        inner = [i % (looped // num_loops) for i in range(looped)]
-    else:
-        inner = [i // num_loops for i in range(looped)]
-    if not _alone(sharing):
-        return inner
-    return [0, *(i + 1 for i in inner), looped // num_loops + 1]
+    return layer_map(depth, num_loops, sharing)
 
 
 def plan_layers(
@@ -81,7 +72,7 @@ def plan_layers(
         Shared layers are equally spaced ones with the first and the last, means of those they replace, the first, the
         last, or sorted random ones.
     sharing : {"cycle", "sequence", "middle_cycle", "middle_sequence"}
-        See `layer_map`.
+        See `natwise.lm._recursion.layer_map`.
     on_indivisible : {"raise", "drop", "extend"}
         When the loops do not divide the layers: refuse, leave out source layers at equal distances (as the original
         code does), or apply some twice to reach the next multiple.
@@ -93,12 +84,12 @@ def plan_layers(
     check_option("init", init, INITS)
     check_option("sharing", sharing, SHARINGS)
     check_option("on_indivisible", on_indivisible, POLICIES)
-    first = _alone(sharing)
+    first = n_outer(sharing)
     looped = n_source - 2 * first
     if looped < num_loops:
         raise ValueError(f"num_loops must be at most {looped}, the layers that can be shared, got {num_loops}")
     if looped % num_loops and on_indivisible == "raise":
-        layer_map(n_source, num_loops, sharing)  # says what is wrong
+        checked_layer_map(n_source, num_loops, sharing)  # says what is wrong
     n_unique = looped // num_loops + (on_indivisible == "extend" and looped % num_loops > 0)
     inner = _spread(first, looped, n_unique * num_loops)
     chosen = _chosen(inner, n_unique, init, sharing, random_state)
@@ -111,7 +102,7 @@ def _chosen(
     inner: list[int], n_unique: int, init: str, sharing: str, random_state: int | Streams | None
 ) -> list[list[int]]:
     """Return the sources of each of the n_unique layers that stand for the layers `inner`."""
-    first, n = _alone(sharing), len(inner)
+    first, n = n_outer(sharing), len(inner)
     if init == "average":
         by_loop = sharing.endswith("cycle")
         groups = np.array(inner).reshape((-1, n_unique) if by_loop else (n_unique, -1))
@@ -129,8 +120,3 @@ def _chosen(
 def _spread(first: int, n: int, count: int) -> list[int]:
     """Return `count` of the n numbers from `first` on, at equal distances, with both ends; halves go to even ones."""
     return np.round(np.linspace(first, first + n - 1, count)).astype(int).tolist()
-
-
-def _alone(sharing: str) -> int:
-    """Return how many layers at either end are not looped."""
-    return int(sharing.startswith("middle"))

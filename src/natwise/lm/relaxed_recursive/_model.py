@@ -15,6 +15,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from natwise.lm._checks import check_inputs, check_labels, check_length
+from natwise.lm._recursion import check_checkpoint
 from natwise.lm.relaxed_recursive._config import RecursiveConfig
 from natwise.lm.relaxed_recursive._linear import RelaxedLinear, relax
 from natwise.result import Result
@@ -153,11 +154,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         cls, path: Any, *arguments: Any, config: Any = None, **kwargs: Any
     ) -> RecursiveForCausalLM:
         """Load a saved model; `ValueError` for a checkpoint that was made with other loops, ranks or sharing."""
-        if path is not None:
-            stored, _ = RecursiveConfig.get_config_dict(path, **kwargs)
-            if stored.get("model_type") != RecursiveConfig.model_type:
-                raise ValueError(f"{path} is no recursive model but {stored.get('model_type')!r}: use to_recursive")
-            RecursiveConfig.from_dict(stored).check_same_layers(kwargs if config is None else vars(config))
+        check_checkpoint(RecursiveConfig, path, config, kwargs)
         return super().from_pretrained(path, *arguments, config=config, **kwargs)
 
     @property

@@ -103,7 +103,7 @@ def test_a_checkpoint_is_not_read_with_other_layers(tmp_path):
         with pytest.raises(ValueError, match=f"{name} is .* in the checkpoint"):
             RecursiveForCausalLM.from_pretrained(tmp_path / "recursive", config=other)
     model.unroll().save_pretrained(tmp_path / "vanilla")
-    with pytest.raises(ValueError, match="use to_recursive"):
+    with pytest.raises(ValueError, match="natwise_recursive.*llama"):
         RecursiveForCausalLM.from_pretrained(tmp_path / "vanilla")
 
 
