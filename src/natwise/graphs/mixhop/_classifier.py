@@ -237,6 +237,13 @@ class MixHopClassifier(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n_nodes, n_classes)
             Of all nodes, in the order of `X`.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            For wrong features or a wrong graph; for another number of nodes than that of the graph of `fit`.
         """
         check_is_fitted(self)
         like = next(self.network_.parameters())

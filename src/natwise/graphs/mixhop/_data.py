@@ -116,6 +116,11 @@ def homophily_graph(
         Features (n_nodes, 2) in float64; training, validation and test nodes are thirds of the numbering, which is
         random.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `homophily` is not in [0, 1], or a size is no integer or too small.
+
     Notes
     -----
     The paper's Sec. 5 with our own compatibility between classes; the paper's exact weights are not known to us.

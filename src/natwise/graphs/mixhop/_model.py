@@ -253,6 +253,11 @@ class NGCN(nn.Module):
     n_towers : int
         Replicas times powers. (A slip in the released code uses the last power of each replica alone.)
 
+    Raises
+    ------
+    TypeError, ValueError
+        For options that do not exist; for negative, repeated or non-integer powers.
+
     Notes
     -----
     N-GCN, UAI 2019. The weighted output's classes are ``logits.argmax(1)``: the logits are logarithms of averaged

@@ -29,6 +29,11 @@ def group_lasso(module: nn.Module) -> torch.Tensor:
     -------
     Tensor
         A scalar with a gradient (paper, Sec. 4.2).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `module` is no module, or contains no `MixHopConv`.
     """
     return torch.stack([torch.linalg.vector_norm(conv.weight, dim=0).sum() for conv in _layers(module)]).sum()
 
@@ -43,6 +48,11 @@ def shrink_columns_(module: nn.Module, amount: float) -> None:
         A `MixHopConv`, or anything that contains one.
     amount : float
         Learning rate times coefficient, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `module` contains no `MixHopConv`, or `amount` is no number >= 0.
 
     Notes
     -----

@@ -54,7 +54,7 @@ def check_problem(
         "y_pred_id": check_labels("y_pred_id", y_pred_id, len(y_id), "entry of y_id"),
         "y_pred_test": check_labels("y_pred_test", y_pred_test, len(Z_test), "row of Z_test"),
     }
-    coded = {name: _encode(name, value, classes, "y_train") for name, value in given.items()}
+    coded = {name: _encode(name, value, classes) for name, value in given.items()}
     domains, numbers = np.unique(check_domains("domain", domain, len(Z_train)), return_inverse=True)
     if test_domain is not None:
         _check_separate(test_domain, domains)
@@ -86,12 +86,12 @@ def check_counts(counts: np.ndarray, names: list[str], classes: np.ndarray, fewe
         raise ValueError(f"{names[row]} must hold at least {fewest} rows of every class{reason}, got {found}")
 
 
-def _encode(name: str, value: np.ndarray, classes: np.ndarray, known: str) -> np.ndarray:
+def _encode(name: str, value: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return labels (n,) as places among the known classes."""
-    check_same_kind(name, value, known, classes)
+    check_same_kind(name, value, "y_train", classes)
     unknown = np.setdiff1d(value, classes)
     if len(unknown):
-        raise ValueError(f"{name} must hold classes that {known} holds, got {shorten(unknown.tolist())}")
+        raise ValueError(f"{name} must hold classes that y_train holds, got {shorten(unknown.tolist())}")
     return np.searchsorted(classes, value)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from natwise.core.validation import check_integer, check_option, check_real
+from natwise.shift.failure_modes._tensors import check_float, check_ids, check_logits, is_dense, with_gradients
 
 GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
@@ -34,8 +35,13 @@ def coral(z: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no float tensor (n, d), no ids, or fewer than two domains of two rows.
     """
-    _check_float("z", z, 2)
+    check_float("z", z, 2)
     parts = _parts(z, domain, smallest=2)
     moments = [(part.mean(dim=0), torch.atleast_2d(part.T.cov())) for part in parts]
     return _mean_over_pairs(
@@ -60,8 +66,13 @@ def mmd(z: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no float tensor (n, d), no ids, or fewer than two domains.
     """
-    _check_float("z", z, 2)
+    check_float("z", z, 2)
     parts = _parts(z, domain)
     own = [_kernel(part, part) for part in parts]
     return _mean_over_pairs(
@@ -90,8 +101,13 @@ def irm(logits: torch.Tensor, y: torch.Tensor, domain: torch.Tensor, estimator: 
     Returns
     -------
     scalar tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no logits, classes or ids; for domains of one row with "split".
     """
-    _check_logits(logits, y)
+    check_logits(logits, y)
     check_option("estimator", estimator, ("split", "full"))
     slopes = (logits.softmax(dim=1) * logits).sum(dim=1) - logits.gather(1, y.long()[:, None])[:, 0]
     split = estimator == "split"
@@ -112,8 +128,13 @@ def vrex(losses: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no vector of finite floats.
     """
-    _check_float("losses", losses, 1)
+    check_float("losses", losses, 1)
     return ((losses - losses.mean()) ** 2).mean()
 
 
@@ -138,9 +159,14 @@ def group_dro(losses: torch.Tensor, q: torch.Tensor, step_size: float) -> tuple[
         Sum of q times losses.
     q : tensor of shape (n_domains,)
         The new weights, of sum 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no such vectors, or a step size below 0.
     """
-    _check_float("losses", losses, 1)
-    _check_float("q", q, 1)
+    check_float("losses", losses, 1)
+    check_float("q", q, 1)
     if q.shape != losses.shape or (q < 0).any() or not q.sum() > 0:
         raise ValueError(f"q must hold one weight >= 0 for each of {len(losses)} losses, got {q.tolist()}")
     step_size = check_real("step_size", step_size, minimum=0.0)
@@ -164,6 +190,11 @@ def hsic(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no numbers or labels, or numbers of rows that differ.
     """
     a, b = _columns("a", a, b), _columns("b", b, a)
     if len(a) != len(b) or len(a) < 2:
@@ -186,10 +217,15 @@ def conditional_hsic(z: torch.Tensor, y: torch.Tensor, domain: torch.Tensor) -> 
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no float tensor (n, d), or no labels and ids.
     """
-    _check_float("z", z, 2)
+    check_float("z", z, 2)
     for name, ids in (("y", y), ("domain", domain)):
-        _check_ids(name, ids, len(z))
+        check_ids(name, ids, len(z))
     return hsic(torch.cat([z, _columns("y", y, z)], dim=1), domain)
 
 
@@ -204,8 +240,13 @@ def spectral_decoupling(logits: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no matrix of finite floats.
     """
-    _check_float("logits", logits, 2)
+    check_float("logits", logits, 2)
     return (logits**2).mean()
 
 
@@ -224,11 +265,16 @@ def gradient_penalty(losses: torch.Tensor, parameters: Iterable[torch.Tensor]) -
     Returns
     -------
     scalar tensor, >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        For fewer than two losses, or parameters on which they do not depend.
     """
-    _check_float("losses", losses, 1)
+    check_float("losses", losses, 1)
     if len(losses) < 2:
         raise ValueError(f"losses must be of at least two domains, got {len(losses)}")
-    trained = _trained(parameters)
+    trained = with_gradients(parameters)
     if not trained or not losses.requires_grad:
         raise ValueError("parameters must hold tensors on which the losses depend, got none")
     gradients = [
@@ -253,8 +299,13 @@ def reverse_gradient(z: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     Returns
     -------
     tensor of the same shape
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no finite float tensor, or a weight below 0.
     """
-    _check_float("z", z)
+    check_float("z", z)
     weight = check_real("weight", weight, minimum=0.0)
     return z.detach() * (1 + weight) - z * weight
 
@@ -274,9 +325,14 @@ def domain_losses(logits: torch.Tensor, y: torch.Tensor, domain: torch.Tensor, n
     Returns
     -------
     tensor of shape (n_domains,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no logits or classes, or ids that are not from 0 to n_domains - 1.
     """
-    _check_logits(logits, y)
-    _check_ids("domain", domain, len(logits))
+    check_logits(logits, y)
+    check_ids("domain", domain, len(logits))
     check_integer("n_domains", n_domains, minimum=1)
     if domain.min() < 0 or domain.max() >= n_domains:
         raise ValueError(f"domain must hold numbers 0 to {n_domains - 1}, got {domain.min()} to {domain.max()}")
@@ -312,7 +368,7 @@ def _median_kernel(a: torch.Tensor) -> torch.Tensor:
 
 def _columns(name: str, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return labels (n,) as one-hot rows, numbers (n,) or (n, p) as columns."""
-    if isinstance(value, torch.Tensor) and _is_dense(value) and not value.is_floating_point():
+    if isinstance(value, torch.Tensor) and is_dense(value) and not value.is_floating_point():
         has_dtype = isinstance(like, torch.Tensor) and like.is_floating_point()
         dtype = like.dtype if has_dtype else torch.get_default_dtype()
         if value.ndim == 1 and len(value):
@@ -320,61 +376,16 @@ def _columns(name: str, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor
         value = value.to(dtype)
     if isinstance(value, torch.Tensor) and value.ndim == 1:
         value = value[:, None]
-    _check_float(name, value, 2)
+    check_float(name, value, 2)
     return value
 
 
 def _parts(value: torch.Tensor, domain: torch.Tensor, smallest: int = 1, fewest: int = 2) -> list[torch.Tensor]:
     """Return the rows (n_i, ...) of each domain, in their order."""
-    _check_ids("domain", domain, len(value))
+    check_ids("domain", domain, len(value))
     parts = [value[domain == number] for number in domain.unique()]
     if len(parts) < fewest:
         raise ValueError(f"domain must hold at least {fewest} domains, got {len(parts)}")
     if min(len(part) for part in parts) < smallest:
         raise ValueError(f"domain must hold at least {smallest} rows of each domain, got {min(map(len, parts))}")
     return parts
-
-
-def _trained(parameters: Any) -> list[torch.Tensor]:
-    """Return the tensors that have gradients."""
-    one = isinstance(parameters, torch.Tensor) or not isinstance(parameters, Iterable)
-    chosen = [parameters] if one else list(parameters)
-    for parameter in chosen:
-        if not isinstance(parameter, torch.Tensor):
-            raise TypeError(f"parameters must hold tensors, got {type(parameter).__name__}")
-    return [parameter for parameter in chosen if parameter.requires_grad]
-
-
-def _check_float(name: str, value: torch.Tensor, ndim: int | None = None) -> None:
-    if not isinstance(value, torch.Tensor) or not (_is_dense(value) and value.is_floating_point()):
-        raise TypeError(f"{name} must be a dense float tensor, got {_kind(value)}")
-    if value.ndim != (value.ndim if ndim is None else ndim) or value.numel() == 0:
-        expected = "" if ndim is None else f" of {ndim} dimensions"
-        raise ValueError(f"{name} must be a tensor{expected} with entries, got shape {tuple(value.shape)}")
-    if not torch.isfinite(value.detach()).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-
-
-def _check_ids(name: str, value: torch.Tensor, n: int) -> None:
-    if not isinstance(value, torch.Tensor) or not _is_dense(value) or value.is_floating_point():
-        raise TypeError(f"{name} must be a dense integer tensor, got {_kind(value)}")
-    if value.shape != (n,):
-        raise ValueError(f"{name} must have shape ({n},), one entry per row, got {tuple(value.shape)}")
-
-
-def _is_dense(value: torch.Tensor) -> bool:
-    """Return whether a tensor holds its entries in a row, and real ones."""
-    return value.layout == torch.strided and not value.is_complex()
-
-
-def _kind(value: object) -> str:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    return str(value.dtype) if value.layout == torch.strided else f"{value.layout} {value.dtype}"
-
-
-def _check_logits(logits: torch.Tensor, y: torch.Tensor) -> None:
-    _check_float("logits", logits, 2)
-    _check_ids("y", y, len(logits))
-    if y.min() < 0 or y.max() >= logits.shape[1]:
-        raise ValueError(f"y must hold classes 0 to {logits.shape[1] - 1}, got {y.min()} to {y.max()}")

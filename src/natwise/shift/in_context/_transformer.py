@@ -149,7 +149,13 @@ class InContextTransformer(nn.Module):
         return self._logits(x[..., chosen, :])
 
     def encode(self, tokens: torch.Tensor) -> Cache:
-        """Return keys and values of every layer for context tokens (..., n_tokens, n_features), without queries."""
+        """Return keys and values of every layer for context tokens (..., n_tokens, n_features), without queries.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For tokens that are no float tensor of this shape and of the dtype of the weights, or too many.
+        """
         tokens = self._check_tokens(tokens)
         is_query = torch.zeros(tokens.shape[-2], dtype=torch.bool, device=tokens.device)
         self._check_length(len(is_query) + 1)
@@ -159,6 +165,11 @@ class InContextTransformer(nn.Module):
         """Return the logits (..., n_queries) of query tokens (..., n_queries, n_features) behind an encoded context.
 
         The same numbers as `forward` on the context followed by the queries, without running the context again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For queries that are no float tensor of this shape and of the dtype of the weights.
         """
         queries = self._check_tokens(queries)
         n_queries, n_context = queries.shape[-2], cache[0][0].shape[-2]
