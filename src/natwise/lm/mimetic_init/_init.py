@@ -12,17 +12,20 @@ import torch
 from torch import nn
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, check_real
+from natwise.core.validation import check_flag, check_integer, check_real
 from natwise.lm.mimetic_init._mamba import exclude_from_decay
 
 UNIT_STEP = math.log(math.e - 1)  # softplus of it is 1
 KEPT_AT_LEAST = 0.5
+DECAYS = (-10.0, 60.0)  # beyond, a state is lost or kept whole in any precision, and A would not be finite
 SUPPORTED = "natwise's Mamba2 and Mamba1, transformers' Mamba2Mixer and MambaMixer, mamba_ssm's Mamba2 and Mamba, and \
 torch.nn.MultiheadAttention"
 
 
 @dataclass(frozen=True)
 class _Options:
+    """Checked options of `mimetic_init_`."""
+
     state: bool
     conv: bool
     blend: float
@@ -61,9 +64,9 @@ def mimetic_init_(
     blend : float
         In [0, 1]; 0 leaves C as it is.
     decay : float
-        c of ``A_log = -c``; see `safe_decay` for long sequences.
+        c of ``A_log = -c``, in [-10, 60]; see `safe_decay` for long sequences.
     max_length : int, optional
-        The longest sequence; warns when less than half of a state survives it.
+        The longest sequence, in tokens; with `state`, warns when less than half of a state survives it.
     random_state : int, Generator, RandomState or None
         For attention only; the others draw nothing.
 
@@ -89,10 +92,12 @@ def mimetic_init_(
     >>> layer.A_log.tolist()
     [-8.0, -8.0, -8.0, -8.0]
     """
-    blend, decay = check_real("blend", blend, minimum=0.0, maximum=1.0), check_real("decay", decay)
-    for name, value in {"state": state, "conv": conv}.items():
-        check_option(name, value, [False, True])
-    _warn_when_short(decay, max_length)
+    blend = check_real("blend", blend, minimum=0.0, maximum=1.0)
+    decay = check_real("decay", decay, minimum=DECAYS[0], maximum=DECAYS[1])
+    state, conv = check_flag("state", state), check_flag("conv", conv)
+    length = None if max_length is None else check_integer("max_length", max_length, minimum=1)
+    if state and length is not None:
+        _warn_when_short(decay, length)
     layers = _supported(module)
     options = _Options(state, conv, blend, decay, Streams.of(random_state))
     with torch.no_grad():
@@ -103,10 +108,23 @@ def mimetic_init_(
 
 
 def safe_decay(length: int, kept: float = 0.9) -> float:
-    """Return the smallest decay c at which at least `kept` of a state survives `length` tokens: exp(-length e^-c)."""
+    """Return the smallest decay c at which at least `kept` of a state survives `length` tokens: exp(-length e^-c).
+
+    Parameters
+    ----------
+    length : int
+        Tokens, at least 1.
+    kept : float
+        In (0, 1).
+
+    Returns
+    -------
+    float
+        For `mimetic_init_`.
+    """
     length = check_integer("length", length, minimum=1)
     kept = check_real("kept", kept, minimum=0.0, maximum=1.0, exclusive=True)
-    return math.log(length / -math.log(kept))
+    return math.log(length) - math.log(-math.log(kept))
 
 
 def _supported(module: Any) -> list[tuple[Any, Callable[[Any, _Options, int], None]]]:
@@ -170,6 +188,7 @@ def _change_mamba1(layer: Any, options: _Options, number: int) -> None:
 
 
 def _change_attention(layer: Any, options: _Options, number: int) -> None:
+    """Change a layer whose in_proj_weight (3 width, width) stacks queries, keys and values."""
     width, head = layer.embed_dim, layer.head_dim
     rng = options.streams.child("attention").numpy(number)
 
@@ -197,6 +216,7 @@ def best_factors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.T
 
 
 def _identity_convolution(conv: nn.Conv1d) -> None:
+    """Set the last tap of weights (channels, 1, taps) to 1, all else to 0."""
     conv.weight.zero_()
     conv.weight[:, :, -1] = 1.0
     if conv.bias is not None:
@@ -204,6 +224,7 @@ def _identity_convolution(conv: nn.Conv1d) -> None:
 
 
 def _check_layer(layer: Any) -> None:
+    """Refuse a layer that cannot be changed in place, or was before."""
     name = type(layer).__name__
     if getattr(layer, "_mimetic_init", False):
         raise ValueError(f"module must not be initialised twice, got a {name} that was; build a new one")
@@ -219,11 +240,9 @@ def _check_layer(layer: Any) -> None:
         raise ValueError(f"module must allow steps of 1, got a {name} that limits them to [{low}, {high}]")
 
 
-def _warn_when_short(decay: float, length: int | None) -> None:
-    if length is None:
-        return
-    length = check_integer("max_length", length, minimum=1)
-    kept = math.exp(-length * math.exp(-decay))
+def _warn_when_short(decay: float, length: int) -> None:
+    """Warn when less than half of a state survives `length` tokens."""
+    kept = math.exp(-math.exp(math.log(length) - decay))
     if kept < KEPT_AT_LEAST:
         text = f"only {100 * kept:.0f} % of a state survives max_length={length} tokens at decay={decay:g}"
         warnings.warn(f"{text}; take decay={safe_decay(length):.1f} or more", UserWarning, stacklevel=3)

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad, rms_norm, silu, softplus
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, check_real
-from natwise.lm.mimetic_init._scan import selective_scan, ssd_attention_map, ssd_scan
+from natwise.core.validation import check_flag, check_integer, check_option, check_real, shorten
+from natwise.lm.mimetic_init._scan import check_floats, selective_scan, ssd_attention_map, ssd_scan
 
 DT_RANGE = (1e-3, 1e-1)
 DT_FLOOR = 1e-4
@@ -89,6 +89,7 @@ class Mamba2(nn.Module):
         exclude_from_decay(self.A_log, self.dt_bias, self.D)
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for u, both (batch, time, d_model); there is no residual connection."""
         gate, x, dt, B, C = self._project(u)
         y, _ = ssd_scan(x, dt, -self.A_log.exp(), B, C, self.chunk_size)
         y = (y + self.D[:, None] * x).flatten(2) * silu(gate)
@@ -97,11 +98,12 @@ class Mamba2(nn.Module):
         return out
 
     def attention_map(self, u: torch.Tensor) -> torch.Tensor:
-        """Return M (batch, heads, time, time): the layer as attention, y_i = sum_j M_ij x_j + D x_i."""
+        """Return M (batch, heads, time, time) for u (batch, time, d_model): y_i = sum_j M_ij x_j + D x_i."""
         _, _, dt, B, C = self._project(u)
         return ssd_attention_map(dt, -self.A_log.exp(), B, C)
 
     def _project(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return gate (batch, time, d_inner), and x, dt, B and C as `ssd_scan` takes them."""
         _check_input(u, self.in_proj.in_features)
         sizes = [self.d_inner, self.conv1d.in_channels, self.n_heads]
         gate, mixed, dt = self.in_proj(u).split(sizes, dim=-1)
@@ -168,6 +170,7 @@ class Mamba1(nn.Module):
         exclude_from_decay(self.A_log, self.D, self.dt_proj.bias)
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for u, both (batch, time, d_model); there is no residual connection."""
         _check_input(u, self.in_proj.in_features)
         x, gate = self.in_proj(u).chunk(2, dim=-1)
         x = silu(causal_convolution(x, self.conv1d))
@@ -184,12 +187,15 @@ class MambaLM(nn.Module):
     Parameters
     ----------
     vocabulary : int
+        Number of tokens.
     d_model, n_layers : int
+        Width and number of the blocks.
     mixer : {Mamba2, Mamba1}
         Class of the layers.
     tie_embeddings : bool
         Whether the output matrix is the embedding.
     random_state : int, Generator, RandomState or None
+        Draws the initial weights.
     **options
         For the layers, such as ``d_state``.
 
@@ -228,13 +234,15 @@ class MambaLM(nn.Module):
             self.embedding = nn.Embedding(vocabulary, d_model)
             nn.init.normal_(self.embedding.weight, std=0.02)
             self.head = nn.Linear(d_model, vocabulary, bias=False)
-        if tie_embeddings:
+        if check_flag("tie_embeddings", tie_embeddings):
             self.head.weight = self.embedding.weight
         with torch.no_grad():
             for layer in layers:
                 layer.out_proj.weight.div_(math.sqrt(n_layers))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, time, vocabulary) for int tokens (batch, time)."""
+        _check_tokens(tokens, self.embedding.num_embeddings)
         hidden = self.embedding(tokens)
         for layer, norm in zip(self.layers, self.norms, strict=False):
             hidden = hidden + layer(norm(hidden))
@@ -249,7 +257,10 @@ def causal_convolution(x: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
 
 
 class _CausalConvolution(torch.autograd.Function):
-    """Channels stay innermost in memory, where torch's own gradient of a depthwise convolution takes twice the time."""
+    """Channels stay innermost in memory, where torch's own gradient of a depthwise convolution takes twice the time.
+
+    Inputs x (batch, time, channels) and taps (channels, n), of one dtype.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
@@ -303,18 +314,33 @@ def exclude_from_decay(*parameters: torch.Tensor | None) -> None:
 
 
 def inverse_softplus(y: torch.Tensor) -> torch.Tensor:
-    """Return x with softplus(x) = y."""
+    """Return x with softplus(x) = y, entry by entry."""
     return y + torch.log(-torch.expm1(-y))
 
 
 def _initial_steps(n: int) -> torch.Tensor:
+    """Draw n steps log-uniformly, from torch's global generator."""
     low, high = (math.log(bound) for bound in DT_RANGE)
     return torch.empty(n).uniform_(low, high).exp_().clamp_min_(DT_FLOOR)
 
 
-def _check_input(u: torch.Tensor, width: int) -> None:
+def _check_input(u: Any, width: int) -> None:
+    """Refuse what is no finite float tensor (batch, time >= 1, width)."""
+    check_floats("u", u)
     if u.ndim != 3 or u.shape[2] != width or not u.shape[1]:
         raise ValueError(f"u must have shape (batch, time >= 1, {width}), got {tuple(u.shape)}")
+
+
+def _check_tokens(tokens: Any, vocabulary: int) -> None:
+    """Refuse what is no int tensor (batch, time >= 1), and on the CPU tokens that there are not."""
+    if not isinstance(tokens, torch.Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        kind = tokens.dtype if isinstance(tokens, torch.Tensor) else shorten(tokens)
+        raise TypeError(f"tokens must be a tensor of int64 or int32, got {kind}")
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ValueError(f"tokens must have shape (batch, time >= 1), got {tuple(tokens.shape)}")
+    if tokens.device.type == "cpu" and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
+        wrong = tokens[(tokens < 0) | (tokens >= vocabulary)][0]
+        raise ValueError(f"tokens must be in 0 … {vocabulary - 1}, the vocabulary, got {int(wrong)}")
 
 
 class _Weight(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from natwise.core.validation import check_integer
+from natwise.core.validation import check_integer, shorten
 
 
 def ssd_scan(
@@ -51,7 +51,8 @@ def ssd_scan(
     Raises
     ------
     TypeError, ValueError
-        For inputs of other kinds or shapes, or a `chunk_size` below 1.
+        For inputs of other kinds or shapes, numbers that are not finite or of the wrong sign (looked at on the CPU
+        only), or a `chunk_size` below 1.
 
     Notes
     -----
@@ -72,7 +73,9 @@ def ssd_attention_map(dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: tor
 
     Parameters
     ----------
-    dt, A, B, C : tensor
+    dt : tensor (batch, time, heads)
+    A : tensor (heads,)
+    B, C : tensor (batch, time, groups, n)
         As in `ssd_scan`.
 
     Returns
@@ -83,10 +86,12 @@ def ssd_attention_map(dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: tor
     Raises
     ------
     TypeError, ValueError
-        For inputs of other kinds or shapes.
+        For inputs of other kinds or shapes, or numbers that are not finite or of the wrong sign (looked at on the CPU
+        only).
     """
-    if not isinstance(dt, torch.Tensor) or dt.ndim != 3:
-        raise TypeError(f"dt must be a tensor (batch, time, heads), got {type(dt).__name__}")
+    check_floats("dt", dt)
+    if dt.ndim != 3 or not dt.numel():
+        raise ValueError(f"dt must have shape (batch, time >= 1, heads), got {tuple(dt.shape)}")
     _check_shapes(dt[..., None], dt, A, B, C, None)
     heads, groups = dt.shape[2], B.shape[2]
     passed = (dt.double() * A.double()).cumsum(dim=1).transpose(1, 2)
@@ -120,6 +125,8 @@ def selective_scan(
 
 
 class _SelectiveScan(torch.autograd.Function):
+    """`selective_scan` of dt * x and the others, all of one dtype; states (time, batch, channels, n) are kept."""
+
     @staticmethod
     def forward(
         ctx: Any, driven: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
@@ -153,6 +160,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _decay_at(t: int, dt: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    """Return exp(dt_t A), (batch, channels, n)."""
     return (dt[:, t, :, None] * A).exp_()
 
 
@@ -162,6 +170,9 @@ class _ChunkedScan(torch.autograd.Function):
     The heads of a group stand side by side in one matrix wherever they share the other factor, B or C. Backward, no
     gradient goes through the decays: the gradient of a sum of rates up to step i is that of y_i along y_i less that of
     the input at i along itself, since both only scale with its exponential.
+
+    Inputs: driven (batch, time, heads, p), rates (batch, time, heads) in float64, keys and queries (batch, time,
+    groups, n), the initial state (batch, heads, p, n) or None, steps per chunk.
     """
 
     @staticmethod
@@ -243,7 +254,7 @@ def _by_head(matrices: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _side_by_side(matrices: torch.Tensor) -> torch.Tensor:
-    """Undo `_by_head`."""
+    """Undo `_by_head`: (..., heads, q, p) to (..., q, heads * p)."""
     return matrices.transpose(-3, -2).flatten(-2)
 
 
@@ -272,13 +283,27 @@ def _carry(added: torch.Tensor, decay: torch.Tensor, state: torch.Tensor | None)
     return states
 
 
+def check_floats(name: str, value: Any) -> None:
+    """Refuse what is no dense float tensor; values are looked at on the CPU only, where that costs next to nothing."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a float tensor, got {shorten(value)} ({type(value).__name__})")
+    if not value.is_floating_point() or value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense float tensor, got one of {value.dtype} and {value.layout}")
+    if value.device.type == "cpu" and not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
 def _check_shapes(x: Any, dt: Any, A: Any, B: Any, C: Any, initial_state: Any) -> None:
-    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C} | (
-        {} if initial_state is None else {"initial_state": initial_state}
-    )
+    """Refuse what `ssd_scan` cannot take, whose docstring has the shapes."""
+    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C}
+    if initial_state is not None:
+        named["initial_state"] = initial_state
     for name, value in named.items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be a float tensor, got {type(value).__name__}")
+        check_floats(name, value)
+    if dt.device.type == "cpu" and dt.numel() and dt.min() < 0:
+        raise ValueError(f"dt must be >= 0, got {float(dt.min()):g}")
+    if A.device.type == "cpu" and A.numel() and A.max() > 0:
+        raise ValueError(f"A must be <= 0, got {float(A.max()):g}")
     if x.ndim != 4 or not x.numel():
         raise ValueError(f"x must have shape (batch, time >= 1, heads, p), got {tuple(x.shape)}")
     batch, time, heads, p = x.shape

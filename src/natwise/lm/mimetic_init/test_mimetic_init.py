@@ -314,6 +314,7 @@ def test_steps_are_one_and_decays_equal():
     assert_allclose(math.exp(-300 * math.exp(-safe_decay(300, 0.9))), 0.9)
     with pytest.warns(UserWarning, match="max_length=10000"):
         mimetic_init_(Mamba2(16, d_state=8, head_dim=8), max_length=10_000)
+    mimetic_init_(Mamba2(16, d_state=8, head_dim=8), max_length=10_000, state=False)  # nothing to warn of
 
 
 def test_repeated_tokens_attend_to_each_other():
@@ -391,11 +392,22 @@ def test_bad_input():
         ({"A": A[:3]}, ValueError, "(3,)"),
         ({"B": B[:, :, :1].repeat(1, 1, 3, 1)}, ValueError, "4"),
         ({"C": C[..., :4]}, ValueError, "(2, 11, 2, 4)"),
-        ({"x": x.long()}, TypeError, "Tensor"),
+        ({"x": x.long()}, TypeError, "torch.int64"),
+        ({"x": x.numpy()}, TypeError, "ndarray"),
+        ({"x": x[0, 0].to_sparse()}, TypeError, "dense"),
+        ({"dt": dt * math.inf}, ValueError, "finite"),
+        ({"dt": -dt}, ValueError, ">= 0"),
+        ({"A": -A}, ValueError, "<= 0"),
+        ({"C": C * math.nan}, ValueError, "finite"),
         ({"initial_state": x}, ValueError, "(2, 4, 3, 5)"),
     ]
     check_bad_input(ssd_scan, cases, x=x, dt=dt, A=A, B=B, C=C)
-    cases = [({"dt": dt[0]}, TypeError, "Tensor"), ({"B": B[:, :3]}, ValueError, "(2, 3, 2, 5)")]
+    cases = [
+        ({"dt": dt[0]}, ValueError, "(11, 4)"),
+        ({"dt": None}, TypeError, "None"),
+        ({"A": A * math.nan}, ValueError, "finite"),
+        ({"B": B[:, :3]}, ValueError, "(2, 3, 2, 5)"),
+    ]
     check_bad_input(ssd_attention_map, cases, dt=dt, A=A, B=B, C=C)
     cases = [
         ({"module": nn.Linear(2, 2)}, TypeError, "Mamba2Mixer"),
@@ -403,9 +415,14 @@ def test_bad_input():
         ({"module": limited()}, ValueError, "0.1"),
         ({"module": quantised()}, ValueError, "another kind"),
         ({"blend": 1.5}, ValueError, "1.5"),
-        ({"conv": "no"}, ValueError, "'no'"),
+        ({"conv": "no"}, TypeError, "'no'"),
+        ({"state": 1}, TypeError, "True or False"),
         ({"decay": math.nan}, ValueError, "nan"),
+        ({"decay": 1e300}, ValueError, "60"),
+        ({"decay": -100.0}, ValueError, "-10"),
         ({"max_length": 0}, ValueError, "0"),
+        ({"max_length": 0, "state": False}, ValueError, "0"),
+        ({"random_state": "a"}, TypeError, "random_state"),
     ]
     check_bad_input(mimetic_init_, cases, module=nn.MultiheadAttention(4, 2))
     with pytest.raises(ValueError, match="module must have float weights in memory"):
@@ -413,8 +430,27 @@ def test_bad_input():
     cases = [({"head_dim": 5}, ValueError, "5"), ({"n_groups": 3}, ValueError, "3"), ({"d_state": 0}, ValueError, "0")]
     check_bad_input(Mamba2, cases, d_model=16, head_dim=8)
     for layer in (Mamba2(16, head_dim=8), Mamba1(16)):
-        check_bad_input(layer, [({"u": x[0]}, ValueError, "(11, 4, 3)"), ({"u": x}, ValueError, "16")], u=x)
-    check_bad_input(MambaLM, [({"mixer": nn.Linear}, ValueError, "Mamba1")], vocabulary=3, d_model=8, n_layers=1)
+        cases = [
+            ({"u": x[0]}, ValueError, "(11, 4, 3)"),
+            ({"u": x}, ValueError, "16"),
+            ({"u": x.long()}, TypeError, "int64"),
+            ({"u": [[1.0]]}, TypeError, "tensor"),
+            ({"u": x * math.nan}, ValueError, "finite"),
+        ]
+        check_bad_input(layer, cases, u=x)
+    cases = [({"mixer": nn.Linear}, ValueError, "Mamba1"), ({"tie_embeddings": "no"}, TypeError, "'no'")]
+    check_bad_input(MambaLM, cases, vocabulary=3, d_model=8, n_layers=1, head_dim=8)
+    tokens = torch.zeros((1, 4), dtype=torch.int64)
+    cases = [
+        ({"tokens": tokens + 3}, ValueError, "0 … 2"),
+        ({"tokens": tokens - 1}, ValueError, "got -1"),
+        ({"tokens": tokens[0]}, ValueError, "(4,)"),
+        ({"tokens": tokens[:, :0]}, ValueError, "(1, 0)"),
+        ({"tokens": tokens.float()}, TypeError, "float32"),
+        ({"tokens": tokens.numpy()}, TypeError, "array"),
+    ]
+    check_bad_input(MambaLM(3, 8, 1, head_dim=8), cases, tokens=tokens)
     cases = [({"model": 3}, TypeError, "int"), ({"weight_decay": -1.0}, ValueError, "-1")]
     check_bad_input(parameter_groups, cases, model=nn.Linear(2, 2), weight_decay=0.1)
+    assert_allclose(safe_decay(10**400), 400 * math.log(10) - math.log(-math.log(0.9)))
     check_bad_input(safe_decay, [({"length": 0}, ValueError, "0"), ({"kept": 1.0}, ValueError, "1")], length=5)
