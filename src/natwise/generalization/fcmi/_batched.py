@@ -126,6 +126,7 @@ class BatchedTrainer:
         return np.concatenate([self._fit_chunk(inputs, targets, train[part], seeds[part]) for part in parts])
 
     def _fit_chunk(self, X: torch.Tensor, y: torch.Tensor, train: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """Train networks at once on `train` (n_runs, n) of the examples X (n_examples, ...) and y (n_examples,)."""
         with Streams(int(seeds[0])).torch_global("training", self.device):  # dropout
             nets = Networks([self._build(int(seed)) for seed in seeds], self.device, len(set(seeds)) == 1)
             nets.check(X[:2], int(y.max()) + 1)
@@ -206,7 +207,7 @@ class Networks:
         return torch.stack(parts).sum(0).cpu().double().numpy()
 
     def check(self, x: torch.Tensor, n_classes: int) -> None:
-        """Refuse networks whose output does not fit, in words."""
+        """Refuse networks that do not map inputs (batch, ...) to logits (batch, n_classes or more), in words."""
         self.module.eval()
         try:
             with torch.no_grad():
@@ -221,11 +222,12 @@ class Networks:
 
     @staticmethod
     def check_finite(losses: torch.Tensor) -> None:
-        """Refuse diverged runs."""
+        """Refuse diverged runs, by their losses (n_runs,)."""
         if not torch.isfinite(losses).all():
             raise ValueError(f"the training loss is {losses[~torch.isfinite(losses)][0]}; try a lower learning_rate")
 
     def _logits(self, weights: Any, buffers: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (batch, n_classes) of one network on inputs (batch, ...)."""
         return functional_call(self.module, (weights, buffers), (x,))
 
 
@@ -245,6 +247,7 @@ def _check_examples(X: Any, y: ArrayLike, train: ArrayLike) -> tuple[np.ndarray,
 
 
 def _first(stacked: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the parameters of the first of stacked networks, without the axis of networks."""
     return {name: value[0] for name, value in stacked.items()}
 
 
@@ -259,5 +262,6 @@ def epoch_batches(train: np.ndarray, seeds: Sequence[int], epoch: int, batch_siz
 
 
 def _taken(X: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs (n_runs, batch, ...) and classes (n_runs, batch) of some rows (n_runs, batch)."""
     index = torch.from_numpy(rows).to(X.device)
     return X[index], y[index]

@@ -15,6 +15,8 @@ from scipy.optimize import brentq, minimize_scalar
 
 from natwise.core.validation import check_array, check_flag, check_integer, check_option, check_real
 
+from ._inputs import check_not_negative
+
 LOG2 = math.log(2)
 _LARGEST_RATE = 0.36534224565400336  # where the linear bound's discriminant vanishes
 _GRID = 128
@@ -107,9 +109,7 @@ def kl_inverse(q: ArrayLike, c: ArrayLike) -> float | np.ndarray:
     >>> round(kl_inverse(0.0, 0.6931471805599453), 12)
     0.5
     """
-    q, c = _check_unit("q", q), check_array("c", c, dtype=np.float64)
-    if (c < 0).any():
-        raise ValueError(f"c must be >= 0, got {c.min()}")
+    q, c = _check_unit("q", q), check_not_negative("c", c)
     try:
         q, c = np.broadcast_arrays(q, c)
     except ValueError:
@@ -298,6 +298,7 @@ def _least(value: Callable[[np.ndarray | float], np.ndarray], low: float, high: 
 
 
 def _check_information(information: ArrayLike) -> np.ndarray:
+    """Return information of any shape, in nats, with 0 for what is negative; NaN and nothing are refused."""
     information = check_array("information", information, dtype=np.float64)
     if information.size == 0:
         raise ValueError(f"information must hold at least one value, got shape {information.shape}")
@@ -305,13 +306,14 @@ def _check_information(information: ArrayLike) -> np.ndarray:
 
 
 def _mean(information: ArrayLike) -> float:
-    """Return the mean, clipped at 0 after averaging, so that a corrected estimate is not biased by the clipping."""
+    """Return the mean over all axes, clipped at 0 after averaging: clipping would bias corrected estimates before."""
     information = check_array("information", information, dtype=np.float64)
     _check_information(information)
     return max(float(information.mean()), 0.0)
 
 
 def _check_unit(name: str, value: ArrayLike) -> np.ndarray:
+    """Return probabilities of any shape, not empty."""
     array = check_array(name, value, dtype=np.float64)
     if array.size == 0 or array.min() < 0 or array.max() > 1:
         raise ValueError(f"{name} must lie in [0, 1], got {array.min() if array.size else 'nothing'}")

@@ -10,6 +10,8 @@ from scipy.special import rel_entr
 
 from natwise.core.validation import check_array, shorten
 
+from ._inputs import check_not_negative
+
 DIVERGENCES = ("mi", "chi2", "hellinger", "jsd", "tv")
 
 
@@ -31,11 +33,9 @@ def f_information(counts: ArrayLike) -> dict[str, np.ndarray]:
         ``mi`` sum P log(P / Q); ``chi2`` sum (P - Q)^2 / Q; ``hellinger`` sum (sqrt P - sqrt Q)^2;
         ``jsd`` sum P log(2P / (P + Q)) + Q log(2Q / (P + Q)); ``tv`` sum ``|P - Q|``. Nats where there are logarithms.
     """
-    counts = check_array("counts", counts, dtype=np.float64)
+    counts = check_not_negative("counts", counts)
     if counts.ndim < 2:
         raise ValueError(f"counts must have at least 2 axes, got shape {counts.shape}")
-    if (counts < 0).any():
-        raise ValueError(f"counts must not be negative, got {counts.min()}")
     total = counts.sum((-2, -1), keepdims=True)
     if (total == 0).any():
         raise ValueError("counts must hold at least one sample per table, got an empty one")
@@ -81,14 +81,14 @@ def f_information_bounds(
     b = np.abs(check_array("mean_gap", mean_gap, shape=("n",), dtype=np.float64))
     if not b.size:
         raise ValueError("mean_gap must hold at least one value, got none")
-    a = _check_positive("squared_difference", squared_difference, b.shape)
+    a = check_not_negative("squared_difference", squared_difference, b.shape)
     if not isinstance(divergences, Mapping):
         raise TypeError(f"divergences must be a dict, got {shorten(divergences)}")
     missing = [name for name in DIVERGENCES if name not in divergences]
     if missing:
         raise ValueError(f"divergences must hold {', '.join(DIVERGENCES)}, got none of the name {missing[0]!r}")
     mi, chi2, hellinger, jsd, tv = (
-        _check_positive(f"divergences[{name!r}]", divergences[name], b.shape) for name in DIVERGENCES
+        check_not_negative(f"divergences[{name!r}]", divergences[name], b.shape) for name in DIVERGENCES
     )
     terms = {
         "oracle_mi": np.sqrt(2 * (a + b) * mi),
@@ -101,10 +101,3 @@ def f_information_bounds(
         "chi2": np.sqrt(2 * (a + b) * chi2),
     }
     return {name: float(term.mean()) for name, term in terms.items()}
-
-
-def _check_positive(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    array = check_array(name, value, shape=shape, dtype=np.float64)
-    if array.min() < 0:
-        raise ValueError(f"{name} must be >= 0, got {array.min()}")
-    return array

@@ -88,10 +88,7 @@ def run_supersample_experiment(
         For a wrong argument, too small a pool, predictions that are no classes of y, a folder of another experiment.
     """
     n, n_supersamples = check_integer("n", n, minimum=1), check_integer("n_supersamples", n_supersamples, minimum=1)
-    deterministic = check_flag("deterministic", deterministic)
-    if not isinstance(verbose, bool):
-        check_integer("verbose", verbose, minimum=0)
-    _check_checkpoint(checkpoint_dir, random_state)
+    _check_options(deterministic, verbose, checkpoint_dir, random_state)
     X, classes, codes = _check_pool(X, y, n)
     recipe, streams = as_recipe(estimator, classes), Streams.of(random_state)
     with provenance(seed=random_state if isinstance(random_state, int) else None, data={"y": codes}) as record:
@@ -113,13 +110,17 @@ class _Supersample:
 
 
 def _draw(streams: Streams, codes: np.ndarray, n: int, n_splits: int, design: str, deterministic: bool) -> _Supersample:
+    """Draw a supersample of the pool, whose class codes are (n_samples,), and its splits."""
     indices = streams.numpy("rows").permutation(len(codes))[: 2 * n].reshape(n, 2)
     S = sample_supersample(n, n_splits, streams, design)
     seeds = tuple(streams.seed("training" if deterministic else f"training-{k}") for k in range(n_splits))
     return _Supersample(indices, codes[indices], S, seeds)
 
 
-def _check_checkpoint(folder: Any, random_state: RandomState) -> None:
+def _check_options(deterministic: bool, verbose: int, folder: Any, random_state: RandomState) -> None:
+    check_flag("deterministic", deterministic)
+    if not isinstance(verbose, bool):
+        check_integer("verbose", verbose, minimum=0)
     if not isinstance(folder, (str, os.PathLike, type(None))):
         raise TypeError(f"checkpoint_dir must be a path, got {shorten(folder)}")
     if folder is not None and random_state is None:
@@ -204,7 +205,7 @@ def _train(recipe: Recipe, X: Any, part: _Supersample, runs: slice, path: Path |
 
 
 def _arrays(drawn: Sequence[_Supersample], predictions: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what was drawn and predicted, with an axis of supersamples when there are several."""
+    """Return what was drawn and predicted (n_runs, 2n), with an axis of supersamples when there are several."""
     arrays = {name: np.stack([getattr(part, name) for part in drawn]) for name in ("S", "codes", "indices")}
     arrays["predictions"] = predictions.reshape(*arrays["S"].shape, 2)
     arrays["y"] = arrays.pop("codes")
@@ -212,6 +213,7 @@ def _arrays(drawn: Sequence[_Supersample], predictions: np.ndarray) -> dict[str,
 
 
 def _result(arrays: dict[str, np.ndarray], params: dict[str, Any], streams: Streams, record: Any) -> Result:
+    """Return the experiment's result: arrays as of `_arrays`, bounds, and what they read for shuffled splits."""
     runs = SupersampleRuns(arrays["S"], arrays["predictions"], arrays["y"])
     bounds = runs.bounds()
     null = runs.permutation_null(N_PERMUTATIONS, streams).scalars

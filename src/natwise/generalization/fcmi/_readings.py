@@ -159,6 +159,7 @@ def _root(information: np.ndarray) -> float:
 
 
 def _of_all_splits(S: np.ndarray, codes: np.ndarray) -> dict[str, float]:
+    """Return the bounds that need all 2^n splits, from splits and codes (2^n times k, n)."""
     return {
         "fcmi_full": fcmi_bound(joint_information(S, codes), m=S.shape[1]),
         "fcmi_conditional": fcmi_bound(conditional_information(S, codes)),
@@ -166,5 +167,5 @@ def _of_all_splits(S: np.ndarray, codes: np.ndarray) -> dict[str, float]:
 
 
 def _as_one(values: np.ndarray) -> np.ndarray:
-    """Return a number per row, equal for equal rows."""
+    """Return a number per row of (n_rows, n) integers, equal for equal rows."""
     return np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)

@@ -47,6 +47,7 @@ class OneByOne:
         return np.stack([self._run(X, y, rows, seed) for rows, seed in zip(train, seeds, strict=True)])
 
     def _run(self, X: Any, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+        """Return the codes (n_examples,) that a run on the examples `rows` (n,) predicts."""
         if (y[rows] == y[rows[0]]).all():
             return np.full(len(y), y[rows[0]])
         predicted = np.asarray(self.train(_safe_indexing(X, rows), self.classes[y[rows]], X, seed))
@@ -65,7 +66,7 @@ class Classifier:
         self.estimator = estimator
 
     def __call__(self, X: Any, y: np.ndarray, X_query: Any, seed: int) -> np.ndarray:
-        """Return the classes that a fresh clone predicts for `X_query` after fitting X, y."""
+        """Return the classes (n_query,) that a fresh clone predicts for `X_query` after fitting X (n, …) and y (n,)."""
         model = clone(self.estimator)
         free = [
             name
@@ -76,7 +77,7 @@ class Classifier:
 
 
 def as_recipe(estimator: Any, classes: np.ndarray) -> Recipe:
-    """Return a classifier, a trainer, a torch factory or a train function as a recipe."""
+    """Return a classifier, a trainer, a torch factory or a train function as a recipe for classes (n_classes,)."""
     if inspect.isclass(estimator) and hasattr(estimator, "fit"):
         raise TypeError(f"estimator must be an instance, got the class {estimator.__name__}")
     if hasattr(estimator, "chunk_size"):

@@ -367,7 +367,7 @@ class SupersampleRuns:
         return _readings.read(self, estimator)
 
     def _with(self, S: np.ndarray, predictions: np.ndarray, losses: np.ndarray | None) -> SupersampleRuns:
-        """Return runs with other splits or outputs, without checks and warnings."""
+        """Return runs with other splits or outputs, of the shapes of the class, without checks and warnings."""
         other = object.__new__(SupersampleRuns)
         vars(other).update(
             {name: value for name, value in vars(self).items() if name != "_losses"}
@@ -376,6 +376,7 @@ class SupersampleRuns:
         return other
 
     def _shaped(self, values: np.ndarray) -> np.ndarray:
+        """Return values (n_supersamples, …) without the first axis when one supersample was given without it."""
         return values[0] if self._single else values
 
     def _constant_words(self) -> str:
@@ -389,12 +390,12 @@ class SupersampleRuns:
 
 
 def _by_run(values: np.ndarray) -> np.ndarray:
-    """Put runs first and all pairs of all supersamples side by side."""
+    """Return (n_supersamples, n_splits, n) as (n_splits, n_supersamples * n)."""
     return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
-    """Return numbers as they are when they are whole, else as ranks among the distinct ones, from 0."""
+    """Return numbers of any shape as they are when they are whole, else as ranks among the distinct ones, from 0."""
     if values.dtype.kind == "i":
         return values - min(int(values.min()), 0)
     return np.unique(values, return_inverse=True)[1].reshape(values.shape)

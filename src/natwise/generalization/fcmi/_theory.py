@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from natwise.core.validation import check_array, check_integer, check_option, check_real
+from natwise.core.validation import check_integer, check_option, check_real
 
 from ._bounds import LOG2, fcmi_bound, kl_inverse
+from ._inputs import check_not_negative
 
 
 def vc_bound(n: int, d: int) -> float:
@@ -148,8 +149,7 @@ def sgld_bound(n: int, batch_size: int, lr: ArrayLike, beta: ArrayLike, grad_var
     """
     n = check_integer("n", n, minimum=2)
     b = check_integer("batch_size", batch_size, minimum=1, maximum=n)
-    variance = check_array("grad_variance", grad_variance, shape=("T",), dtype=np.float64)
-    _refuse_below_zero("grad_variance", variance)
+    variance = check_not_negative("grad_variance", grad_variance, ("T",))
     steps = np.arange(1, len(variance))
     products = _at("lr", lr, len(variance))[steps] * _at("beta", beta, len(variance))[steps]
     return math.sqrt(n / (4 * b * (n - 1) ** 2) * float(products @ variance[:-1]) / 4) if len(steps) else 0.0
@@ -200,16 +200,10 @@ def _complexity(kl: float, n: int, delta: float) -> float:
 
 
 def _at(name: str, value: ArrayLike, length: int) -> np.ndarray:
-    """Return a setting of every iteration; a single number is the same in all."""
-    array = check_array(name, value, dtype=np.float64)
+    """Return a setting of every iteration, (length,) or longer; a single number is the same in all."""
+    array = check_not_negative(name, value)
     if array.ndim == 0:
         array = np.full(length, float(array))
     if array.ndim != 1 or len(array) < length:
         raise ValueError(f"{name} must be a number or hold at least {length} values, got shape {array.shape}")
-    _refuse_below_zero(name, array)
     return array
-
-
-def _refuse_below_zero(name: str, array: np.ndarray) -> None:
-    if array.size and array.min() < 0:
-        raise ValueError(f"{name} must be >= 0, got {array.min()}")

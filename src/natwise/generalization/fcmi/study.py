@@ -205,7 +205,7 @@ def _sgld(setting: Setting) -> Found:
 def _train_langevin(
     plan: Langevin, factory: Callable[[], nn.Module], X: np.ndarray, y: np.ndarray, noise: str, setting: Setting
 ) -> dict[str, np.ndarray]:
-    """Return errors, f-CMI, its null and Negrea's bound where the chosen epochs end."""
+    """Return errors, f-CMI, its null and Negrea's bound where the chosen epochs end; X is (2n, ...), y (2n,)."""
     import torch
 
     from ._batched import Networks, epoch_batches

@@ -95,7 +95,10 @@ def balanced_labelling_problem(n: int, m: int, *, budget: int = BUDGET) -> Finit
 
 
 def constant_on_training_set(loss: np.ndarray, n: int) -> np.ndarray:
-    """Return the kernel of the uniform choice among hypotheses whose 0/1 loss is the same on all n samples."""
+    """Return the kernel of the uniform choice among hypotheses whose 0/1 loss is the same on all n samples.
+
+    `loss` is (n_hypotheses, n_points), the kernel (n_points, …, n_points, n_hypotheses).
+    """
     wrong = loss.T.astype(bool)
     all_wrong, none_wrong = wrong, ~wrong
     for _ in range(n - 1):
