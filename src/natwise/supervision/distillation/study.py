@@ -1,4 +1,7 @@
-"""Re-measure the claims on supervision complexity and on online distillation."""
+"""Re-measure the claims on supervision complexity and on online distillation.
+
+The scale chooses bundled digits, MNIST or CIFAR-10, and the number of draws.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,11 @@ import copy
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -22,7 +23,9 @@ from natwise.core.random import Streams
 from natwise.core.training import Trainer
 from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
+from natwise.supervision._study import CIFAR, MNIST, interval
 from natwise.supervision.distillation import (
     CheckpointTeacher,
     OnlineDistiller,
@@ -37,65 +40,32 @@ from natwise.supervision.distillation._distiller import nesterov_sgd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "supervision.distillation"
-MNIST, CIFAR = "images/mnist.npz", "images/cifar10_train5000.npz"
 SUPERVISIONS = ("random", "labels", "offline", "online")
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
-SCALES = ("ci", "small", "paper")
-DataDir = str | os.PathLike[str] | None
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
-
-
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-        Bundled digits, MNIST or CIFAR-10; number of draws. ``paper`` exists for ``online-accuracy``.
-    seed : int
-        Seeds subsets, initial weights, training and draws.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where students are distilled.
-
-    Returns
-    -------
-    Result
-        The claim's metric and the numbers behind it; curves in the arrays.
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    check_option("scale", scale, SCALES)
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = _CLAIMS[claim](scale, seed, data_dir, device)
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
 
 
 # closed forms
 
 
-def _random_labels(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _random_labels(setting: Setting) -> Found:
     """Compare the mean squared adjusted complexity of random +-1 labels with mean(eigenvalue) mean(1 / eigenvalue)."""
-    n, draws = 30, {"ci": 20_000, "small": 200_000}[scale]
-    rng = Streams(seed).numpy("random-labels")
+    n, draws = 30, 20_000 if setting.scale == "ci" else 200_000
+    rng = setting.streams.numpy("random-labels")
     kernel = _rbf(rng.normal(size=(n, 2)), width=0.5) + 0.01 * np.eye(n)
     squared = np.square(supervision_complexity(kernel, rng.choice([-1.0, 1.0], size=(draws, n, 1))))
     values = np.linalg.eigvalsh(kernel)
     expected = float(values.mean() * (1 / values).mean())
     scalars = {"expected": expected, "measured": squared.mean(), "ratio": squared.mean() / expected}
-    return {"squared": np.sort(squared)[:: draws // 200]}, scalars, {"n": n, "draws": draws}
+    return Found({"squared": np.sort(squared)[:: draws // 200]}, scalars, {"n": n, "draws": draws})
 
 
-def _bound(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _bound(setting: Setting) -> Found:
     """Draw kernel students of a noisy teacher; compare the bound with their error on 5000 new inputs."""
     arrays: dict[str, list] = {}
-    sizes = {"ci": (50, 200), "small": (50, 200, 800)}[scale]
+    sizes = (50, 200) if setting.scale == "ci" else (50, 200, 800)
     gamma = 2.0
     for n in sizes:
-        rng = Streams(seed).child("bound").numpy(n)
+        rng = setting.streams.child("bound").numpy(n)
         draws = [_one_bound(rng, n, gamma) for _ in range(200)]
         for name in draws[0]:
             arrays.setdefault(name, []).append([draw[name] for draw in draws])
@@ -105,7 +75,7 @@ def _bound(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
     for name in ("error", "margin_term", "complexity_term", "confidence_term", "bound"):
         scalars[f"{name}_at_{sizes[-1]}"] = float(stacked[name][-1].mean())
     scalars["smallest_slack"] = float((bound - error).min())
-    return stacked, scalars, {"sizes": sizes, "draws": 200, "gamma": gamma, "delta": 0.05}
+    return Found(stacked, scalars, {"sizes": sizes, "draws": 200, "gamma": gamma, "delta": 0.05})
 
 
 def _one_bound(rng: np.random.Generator, n: int, gamma: float) -> dict[str, float]:
@@ -129,33 +99,41 @@ def _rbf(X: np.ndarray, Z: np.ndarray | None = None, *, width: float) -> np.ndar
 # complexity along the training of a small CNN
 
 
-def _order(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
-    arrays, params = _path(scale, seed, str(data_dir) if data_dir else None)
+def _order(setting: Setting) -> Found:
+    arrays, params = _curves(setting)
     curves = np.stack([arrays[name] for name in SUPERVISIONS])
     scalars = {f"{name}_at_{when}": float(curves[i, j]) for i, name in enumerate(SUPERVISIONS) for when, j in _ENDS}
     steps = -np.diff(curves, axis=0) / curves[:-1]
     scalars["smallest_relative_step"] = float(steps.min())
     for (high, low), step in zip(itertools.pairwise(SUPERVISIONS), steps, strict=True):
         scalars[f"smallest_{high}_over_{low}"] = float(step.min())
-    return arrays, scalars, params
+    return Found(arrays, scalars, params)
 
 
-def _temperatures(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
-    arrays, params = _path(scale, seed, str(data_dir) if data_dir else None)
+def _temperatures(setting: Setting) -> Found:
+    arrays, params = _curves(setting)
     curves = np.stack([arrays[_at(tau)] for tau in TEMPERATURES])
     scalars = {f"{_at(tau)}_at_start": float(curve[0]) for tau, curve in zip(TEMPERATURES, curves, strict=True)}
     scalars["smallest_relative_step"] = float((-np.diff(curves, axis=0) / curves[:-1]).min())
-    return arrays, scalars, params
+    return Found(arrays, scalars, params)
+
+
+def _curves(setting: Setting) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what both claims read, and note its images for each of them."""
+    check_option("scale", setting.scale, ("ci", "small"))
+    if setting.scale == "small":
+        local.find(MNIST, setting.data_dir)
+    return _path(setting)
 
 
 @functools.lru_cache(maxsize=1)
-def _path(scale: str, seed: int, data_dir: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _path(setting: Setting) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Distil a student online, and measure every supervision with the kernel of each of its states."""
     params = {"n_train": 1000, "n_kernel": 40, "epochs": 12, "every": 2, "channels": 6}
-    if scale == "small":
+    if setting.scale == "small":
         params |= {"n_train": 2000, "n_kernel": 100, "epochs": 20, "channels": 8}
-    streams = Streams(seed)
-    X, y = _images(scale, data_dir, streams, params["n_train"])
+    streams = setting.streams
+    X, y = _images(setting, streams, params["n_train"])
     teacher = _record(_cnn(X, 4 * params["channels"], streams.child("teacher")), X, y, params, streams.seed("teacher"))
     student = _record(
         _cnn(X, params["channels"], streams.child("student")), X, teacher, params, streams.seed("student")
@@ -218,39 +196,39 @@ def _decay(step: int, n_steps: int) -> float:
 # accuracy of students
 
 
-def _accuracy(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _accuracy(setting: Setting) -> Found:
     """Distil a small student offline and online at two temperatures, over seeds, beside plain training.
 
     The learning rate of every student is the better of two on held-out labels: tau^2 makes some too large.
     """
-    check_option("scale", scale, ("small", "paper"))
+    check_option("scale", setting.scale, ("small", "paper"))
     params: dict[str, Any] = {"n_train": 2000, "n_held": 1000, "n_test": 5000, "epochs": 20, "every": 2}
     params |= {"n_seeds": 5, "teacher_channels": 16, "channels": 2, "rates": [0.05, 0.005]}
-    if scale == "paper":
+    if setting.scale == "paper":
         params |= {"n_train": 3500, "n_held": 500, "n_test": 1000, "epochs": 100, "every": 10}
         params |= {"teacher_channels": 32, "channels": 4}
     arrays: dict[str, list[float]] = {}
     for number in range(params["n_seeds"]):
-        for name, value in _one_comparison(scale, Streams(seed).child(number), data_dir, device, params).items():
+        for name, value in _one_comparison(setting, setting.streams.child(number), params).items():
             arrays.setdefault(name, []).append(value)
     stacked = {name: np.array(values) for name, values in arrays.items()}
     scalars: dict[str, float] = {}
     for name, values in stacked.items():
-        scalars[name], scalars[f"{name}_ci"] = _interval(values)
+        scalars[name], scalars[f"{name}_ci"] = interval(values)
     for tau in (1, 4):
         gain = stacked[f"online_tau{tau}"] - stacked[f"offline_tau{tau}"]
-        scalars[f"online_gain_tau{tau}"], scalars[f"online_gain_tau{tau}_ci"] = _interval(gain)
-    return stacked, scalars, params
+        scalars[f"online_gain_tau{tau}"], scalars[f"online_gain_tau{tau}_ci"] = interval(gain)
+    return Found(stacked, scalars, params)
 
 
-def _one_comparison(scale: str, streams: Streams, data_dir: DataDir, device: str, params: dict) -> dict[str, float]:
+def _one_comparison(setting: Setting, streams: Streams, params: dict[str, Any]) -> dict[str, float]:
     held, test = params["n_train"], params["n_train"] + params["n_held"]
-    X, y = _images(scale, data_dir, streams, test + params["n_test"])
+    X, y = _images(setting, streams, test + params["n_test"])
     train, held_out, new = (slice(0, held), slice(held, test), slice(test, None))
     big = _cnn(X, params["teacher_channels"], streams.child("teacher"))
-    teacher = _record(big, X[train], y[train], params, streams.seed("teacher"), device)
+    teacher = _record(big, X[train], y[train], params, streams.seed("teacher"), setting.device)
     student = _cnn(X, params["channels"], streams.child("student"))
-    plain = _record(copy.deepcopy(student), X[train], y[train], params, streams.seed("distil"), device)
+    plain = _record(copy.deepcopy(student), X[train], y[train], params, streams.seed("distil"), setting.device)
     *_, wanted = teacher.outputs(torch.from_numpy(X[new]))
     *_, logits = plain.outputs(torch.from_numpy(X[new]))
     found = {
@@ -260,7 +238,7 @@ def _one_comparison(scale: str, streams: Streams, data_dir: DataDir, device: str
     found["labels_fidelity"] = fidelity(logits, wanted)
     for mode, states in {"offline": teacher.checkpoints[-1:], "online": teacher.checkpoints[1:]}.items():
         for tau in (1, 4):
-            options = {"max_epochs": params["epochs"], "batch_size": 64, "schedule": _decay, "device": device}
+            options = {"max_epochs": params["epochs"], "batch_size": 64, "schedule": _decay, "device": setting.device}
             checkpoints = CheckpointTeacher(states, module=teacher.module)
             models = [
                 OnlineDistiller(
@@ -275,20 +253,20 @@ def _one_comparison(scale: str, streams: Streams, data_dir: DataDir, device: str
     return found
 
 
-def _images(scale: str, data_dir: DataDir, streams: Streams, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _images(setting: Setting, streams: Streams, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return n shuffled images (n, channels, h, w) in [0, 1] and their labels: bundled digits, MNIST, or CIFAR-10."""
-    if scale == "paper":
-        content = load_npz(local.find(CIFAR, data_dir))
+    if setting.scale == "paper":
+        content = load_npz(local.find(CIFAR, setting.data_dir))
         chosen = streams.numpy("images").permutation(len(content["x"]))[:n]
         images = content["x"][chosen].transpose(0, 3, 1, 2) / 255
         return np.ascontiguousarray(images, dtype=np.float32), content["y"][chosen].astype(np.int64)
-    if scale == "ci":
+    if setting.scale == "ci":
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         images, labels = digits.images / 16, digits.target
     else:
-        content = load_npz(local.find(MNIST, data_dir))
+        content = load_npz(local.find(MNIST, setting.data_dir))
         images, labels = content["x_train"] / 255, content["y_train"]
     chosen = streams.numpy("images").permutation(len(images))[:n]
     return images[chosen, None].astype(np.float32), labels[chosen].astype(np.int64)
@@ -311,24 +289,20 @@ def _cnn(X: np.ndarray, channels: int, streams: Streams) -> nn.Module:
         )
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % t interval."""
-    spread = values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(student_t.ppf(0.975, len(values) - 1) * spread)
-
-
 def _at(tau: float) -> str:
     return f"offline_tau{tau:g}"
 
 
 _ENDS = (("start", 0), ("end", -1))
-_CLAIMS: dict[str, Callable[[str, int, DataDir, str], Found]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "random-label-law": _random_labels,
     "bound-holds": _bound,
     "complexity-order": _order,
     "temperature-order": _temperatures,
     "online-accuracy": _accuracy,
 }
+STUDY = Study("supervision.distillation", MEASUREMENTS, scales=("ci", "small", "paper"), gpu=True)
+run = STUDY.run
 
 
 def figure(claim: str, result: Result) -> Figure:
@@ -336,7 +310,7 @@ def figure(claim: str, result: Result) -> Figure:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(6, 3.8), layout="constrained")
-    _DRAW[claim](drawing.subplots(), result)
+    DRAWINGS[claim](drawing.subplots(), result)
     return drawing
 
 
@@ -369,7 +343,7 @@ def _draw_accuracy(axes: Any, result: Result) -> None:
     axes.set(ylabel="test accuracy (95 % interval over seeds)")
 
 
-_DRAW: dict[str, Callable[[Any, Result], None]] = {
+DRAWINGS: dict[str, Callable[[Any, Result], None]] = {
     "random-label-law": _draw_law,
     "bound-holds": _draw_bound,
     "complexity-order": lambda axes, result: _draw_curves(axes, result, list(SUPERVISIONS)),

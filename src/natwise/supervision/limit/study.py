@@ -1,22 +1,26 @@
-"""Re-measure LIMIT's claims: less memorisation of wrong labels, better accuracy, the Fano floor of training error."""
+"""Re-measure LIMIT's claims: less memorisation of wrong labels, better accuracy, the Fano floor of training error.
+
+The scalars hold the mean test accuracy of every method (``<method>_test``) with the half width of its 95 % interval
+over seeds (``..._ci``), accuracy on the noisy training labels after the last epoch (``<method>_noisy_train``) and the
+memorised information it implies in nats per sample (``<method>_memorised``).
+"""
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from natwise.core.io import load_npz
 from natwise.core.networks import small_resnet
 from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
+from natwise.supervision._study import CIFAR, MNIST, interval
 from natwise.supervision.limit import (
     GCELoss,
     LabelSmoothingLoss,
@@ -33,11 +37,8 @@ from natwise.supervision.limit import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "supervision.limit"
-MNIST, CIFAR = "images/mnist.npz", "images/cifar10_train5000.npz"
 CIFAR_HUMAN = "images/cifar10n_human_labels_first5000.npz"
 NOISE_RATES = (0.2, 0.4, 0.6, 0.8)
-DataDir = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -50,73 +51,46 @@ class Task:
     label_entropy: float
 
 
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small", "paper"}
-        Size of the data and length of the training.
-    seed : int
-        Seeds subsets, noise and training.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where to train.
-
-    Returns
-    -------
-    Result
-        Mean test accuracy of every method (``<method>_test``) with the half width of its 95 % interval over seeds
-        (``…_ci``), accuracy on the noisy training labels after the last epoch (``<method>_noisy_train``) and the
-        memorised information it implies in nats per sample (``<method>_memorised``), and the claim's metric.
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = _CLAIMS[claim](scale, seed, data_dir, device)
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def _fano(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+def _fano(setting: Setting) -> Found:
     information = np.linspace(0, 2.5, 251)
     entropies = [transition_entropy(UniformNoise(p).transition_matrix(10)) for p in NOISE_RATES]
     floors = fano_error_lower_bound(np.array(entropies)[:, None], information, 10)
     one_bit = fano_error_lower_bound(entropies[-1], np.log(2), 10)
     scalars = {"floor_at_one_bit": one_bit, "floor_at_zero": floors[-1, 0], "label_entropy": entropies[-1]}
-    return {"information": information, "error_floor": floors}, scalars, {"n_classes": 10, "noise": NOISE_RATES}
+    arrays = {"information": information, "error_floor": floors}
+    return Found(arrays, scalars, {"n_classes": 10, "noise": NOISE_RATES})
 
 
-def _digits(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+def _digits(setting: Setting) -> Found:
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)
-    sizes = {"n_train": 1000, "n_validation": 300, "noise": 0.6}
+    sizes: dict[str, Any] = {"n_train": 1000, "n_validation": 300, "noise": 0.6}
     options = {"max_epochs": 60, "batch_size": 128, "n_seeds": 3, "grad_l2": 3.0}
-    return _compare(lambda streams: _planted(X, y, streams, **sizes), seed, device, {**sizes, **options})
+    return _compare(functools.partial(_planted, X, y, **sizes), setting, {**sizes, **options})
 
 
-def _mnist(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
-    return _mnist_runs(str(local.find(MNIST, data_dir)), scale, seed, device)
+def _mnist(setting: Setting) -> Found:
+    local.find(MNIST, setting.data_dir)  # noted for each claim that reads the shared runs
+    return _mnist_runs(setting)
 
 
 @functools.lru_cache(maxsize=1)  # three claims read the same runs
-def _mnist_runs(path: str, scale: str, seed: int, device: str) -> tuple[dict, dict, dict]:
-    data = load_npz(path)
-    full = scale == "paper"
+def _mnist_runs(setting: Setting) -> Found:
+    data = load_npz(local.find(MNIST, setting.data_dir))
+    full = setting.scale == "paper"
     n_test = 10_000 if full else 5000
     sizes = {"n_train": 48_000, "n_validation": 12_000} if full else {"n_train": 4000, "n_validation": 2000}
     params: dict[str, Any] = {**sizes, "noise": 0.8, "n_test": n_test}
     options = {"max_epochs": 100 if full else 30, "batch_size": 256, "n_seeds": 3, "grad_l2": 10.0}
     X = np.concatenate([data["x_train"], data["x_test"][:n_test]]) / np.float32(255)
     y = np.concatenate([data["y_train"], data["y_test"][:n_test]])
-    return _compare(lambda streams: _planted(X, y, streams, **params), seed, device, {**params, **options})
+    return _compare(functools.partial(_planted, X, y, **params), setting, {**params, **options})
 
 
-def _mnist_rates(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+def _mnist_rates(setting: Setting) -> Found:
     """Compare all methods on 48,000 MNIST images at three noise rates; the metric is the smallest margin."""
-    data = load_npz(local.find(MNIST, data_dir))
+    data = load_npz(local.find(MNIST, setting.data_dir))
     X = np.concatenate([data["x_train"], data["x_test"]]) / np.float32(255)
     y = np.concatenate([data["y_train"], data["y_test"]])
     sizes: dict[str, Any] = {"n_train": 48_000, "n_validation": 12_000, "n_test": 10_000}
@@ -125,18 +99,18 @@ def _mnist_rates(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple
     scalars: dict[str, float] = {}
     for rate in (0.5, 0.8, 0.89):
         params = {**sizes, "noise": rate, **options}
-        found = _compare(functools.partial(_planted, X, y, **sizes, noise=rate), seed, device, params)
-        for whole, part in zip((arrays, scalars), found, strict=False):
+        found = _compare(functools.partial(_planted, X, y, **sizes, noise=rate), setting, params)
+        for whole, part in ((arrays, found.arrays), (scalars, found.scalars)):
             whole |= {f"{name}_at_{100 * rate:.0f}": value for name, value in part.items()}
         if rate == 0.8:  # drawn
-            arrays, scalars = arrays | found[0], scalars | found[1]
+            arrays, scalars = {**arrays, **found.arrays}, {**scalars, **found.scalars}
     scalars["smallest_margin_over_ce"] = min(scalars[f"margin_over_ce_at_{rate}"] for rate in (50, 80, 89))
-    return arrays, scalars, {**sizes, "noise": [0.5, 0.8, 0.89], **options}
+    return Found(arrays, scalars, {**sizes, "noise": [0.5, 0.8, 0.89], **options})
 
 
-def _cifar_resnet(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
+def _cifar_resnet(setting: Setting) -> Found:
     """Compare all methods, with residual networks of 20 layers, on 4000 CIFAR-10 images with 40 % uniform noise."""
-    data = load_npz(local.find(CIFAR, data_dir))
+    data = load_npz(local.find(CIFAR, setting.data_dir))
     X = (data["x"].transpose(0, 3, 1, 2) / np.float32(255) - 0.45) / 0.25
     sizes: dict[str, Any] = {"n_train": 3200, "n_validation": 800, "noise": 0.4}
     options = {"max_epochs": 100, "batch_size": 128, "n_seeds": 3, "grad_l2": 1.0, "q_warm_start": True}
@@ -145,7 +119,7 @@ def _cifar_resnet(scale: str, seed: int, data_dir: DataDir, device: str) -> tupl
         return small_resnet(3, 10, random_state=seed)
 
     make_task = functools.partial(_planted, X.astype(np.float32), data["y"].astype(int), **sizes)
-    return _compare(make_task, seed, device, {**sizes, **options}, network)
+    return _compare(make_task, setting, {**sizes, **options}, network)
 
 
 def _planted(X: np.ndarray, y: np.ndarray, streams: Streams, **sizes: Any) -> Task:
@@ -165,9 +139,9 @@ def _planted(X: np.ndarray, y: np.ndarray, streams: Streams, **sizes: Any) -> Ta
     )
 
 
-def _human(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict, dict, dict]:
-    images = load_npz(local.find(CIFAR, data_dir))["x"]
-    labels = load_npz(local.find(CIFAR_HUMAN, data_dir))
+def _human(setting: Setting) -> Found:
+    images = load_npz(local.find(CIFAR, setting.data_dir))["x"]
+    labels = load_npz(local.find(CIFAR_HUMAN, setting.data_dir))
     X = orientation_histograms(images)
     clean, given = (labels[name].astype(int) for name in ("clean_label", "worse_label"))
     joint = np.bincount(clean * 10 + given, minlength=100).reshape(10, 10)
@@ -178,7 +152,7 @@ def _human(scale: str, seed: int, data_dir: DataDir, device: str) -> tuple[dict,
         return Task((X[train], given[train]), (X[held], given[held]), (X[test], clean[test]), entropy)
 
     options = {"max_epochs": 40, "batch_size": 256, "n_seeds": 3, "grad_l2": 1.0, "q_warm_start": True}
-    return _compare(split, seed, device, {"noise": float((clean != given).mean()), "labels": "worse_label", **options})
+    return _compare(split, setting, {"noise": float((clean != given).mean()), "labels": "worse_label", **options})
 
 
 def orientation_histograms(images: np.ndarray, cells: int = 4, bins: int = 8) -> np.ndarray:
@@ -210,17 +184,17 @@ def _methods(grad_l2: float, q_warm_start: bool, network: Any, **options: Any) -
 
 
 def _compare(
-    make_task: Callable[[Streams], Task], seed: int, device: str, params: dict, network: Any = None
-) -> tuple[dict, dict, dict]:
+    make_task: Callable[[Streams], Task], setting: Setting, params: dict[str, Any], network: Any = None
+) -> Found:
     """Train every method on the same tasks, one per seed, and summarise."""
     chosen = {name: params[name] for name in ("max_epochs", "batch_size", "grad_l2")}
     chosen["q_warm_start"] = params.get("q_warm_start", False)
     arrays: dict[str, list] = {}
     for number in range(params["n_seeds"]):
-        streams = Streams(seed).child(number)
+        streams = setting.streams.child(number)
         task = make_task(streams)
-        setting = {**chosen, "network": network, "device": device, "random_state": streams.seed("model")}
-        for name, model in _methods(**setting).items():
+        options = {**chosen, "network": network, "device": setting.device, "random_state": streams.seed("model")}
+        for name, model in _methods(**options).items():
             model.fit(*task.train, validation=task.validation, validation_labels="noisy")
             error = model.history_["train_error"]
             arrays.setdefault(f"{name}_test", []).append(model.score(*task.test))
@@ -228,32 +202,26 @@ def _compare(
             memorised = memorized_label_information(error, task.label_entropy, 10)
             arrays.setdefault(f"{name}_memorised", []).append(memorised)
     stacked = {name: np.array(values) for name, values in arrays.items()}
-    return stacked, {**_summary(stacked), "label_entropy": task.label_entropy}, params
+    return Found(stacked, {**_summary(stacked), "label_entropy": task.label_entropy}, params)
 
 
 def _summary(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     tests = {name.removesuffix("_test"): values for name, values in arrays.items() if name.endswith("_test")}
     scalars: dict[str, float] = {}
     for name, accuracy in tests.items():
-        scalars[f"{name}_test"], scalars[f"{name}_test_ci"] = _interval(accuracy)
+        scalars[f"{name}_test"], scalars[f"{name}_test_ci"] = interval(accuracy)
         scalars[f"{name}_noisy_train"] = 1 - arrays[f"{name}_train_error"][:, -1].mean()
         scalars[f"{name}_memorised"] = arrays[f"{name}_memorised"][:, -1].mean()
     margin = tests["limit_l"] - tests["ce"]
-    scalars["margin_over_ce"], scalars["margin_over_ce_ci"] = _interval(margin)
-    scalars["mae_over_ce"], scalars["mae_over_ce_ci"] = _interval(tests["mae"] - tests["ce"])
+    scalars["margin_over_ce"], scalars["margin_over_ce_ci"] = interval(margin)
+    scalars["mae_over_ce"], scalars["mae_over_ce_ci"] = interval(tests["mae"] - tests["ce"])
     baseline = max(scalars["ce_test"], scalars["mae_test"])
     order = [baseline, scalars["limit_g_test"], scalars["limit_l_test"]]
     scalars["smallest_step_in_order"] = float(np.diff(order).min())
     return scalars
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % t interval."""
-    spread = values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(student_t.ppf(0.975, len(values) - 1) * spread)
-
-
-_CLAIMS = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "fano-floor": _fano,
     "digits-memorisation": _digits,
     "mnist-margin": _mnist,
@@ -263,6 +231,8 @@ _CLAIMS = {
     "cifar-resnet": _cifar_resnet,
     "cifar10n-memorisation": _human,
 }
+STUDY = Study("supervision.limit", MEASUREMENTS, scales=("ci", "small", "paper"), gpu=True)
+run = STUDY.run
 _NAMES = {"ce": "cross-entropy", "mae": "MAE", "gce": "GCE 0.7", "limit_g": "LIMIT_G", "limit_l": "LIMIT_L"}
 
 
