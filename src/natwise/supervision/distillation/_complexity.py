@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from natwise.core.validation import check_array, check_option, check_real
+from natwise.core.validation import check_array, check_flag, check_option, check_real
 from natwise.result import Result, provenance
 from natwise.supervision.distillation._kernel import FactoredKernel, check_kernel
 
 UNIONS = ("stratified", "paper")
+LARGEST = 1e100  # squares of larger numbers overflow
 
 
 def supervision_complexity(
@@ -65,7 +66,7 @@ def supervision_complexity(
         factored = FactoredKernel(kernel, jitter)
     values, n, single = _residuals(factored.size, targets, init_preds)
     complexity = factored.quadratic(values)
-    if adjusted:
+    if check_flag("adjusted", adjusted):
         complexity = np.sqrt(complexity * factored.trace) / n
     return float(complexity[0]) if single else complexity
 
@@ -162,7 +163,7 @@ def kernel_alignment(a: Any, b: Any, *, centered: bool = False) -> float:
     if first.shape != second.shape:
         raise ValueError(f"a and b must have the same size, got {first.shape} and {second.shape}")
     norms = [float(np.linalg.norm(kernel)) for kernel in (first, second)]
-    if centered:
+    if check_flag("centered", centered):
         first, second = _centre(first), _centre(second)
     for name, kernel, norm in (("a", first, norms[0]), ("b", second, norms[1])):
         if np.linalg.norm(kernel) <= 1e-14 * norm * len(kernel):
@@ -226,6 +227,8 @@ def _residuals(size: int, targets: Any, init_preds: Any) -> tuple[np.ndarray, in
         )
     if init_preds is not None:
         values = values - check_array("init_preds", init_preds, shape=sample_shape, dtype=np.float64)
+    if abs(values).max() > LARGEST:
+        raise ValueError(f"targets and init_preds must be within {LARGEST:g} of each other, got {abs(values).max():g}")
     return values.reshape(-1, size), sample_shape[0], values.ndim < 3
 
 

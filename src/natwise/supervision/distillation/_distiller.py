@@ -17,8 +17,15 @@ from torch.nn.functional import cross_entropy
 from natwise.core.distillation import KINDS, soft_label_loss
 from natwise.core.random import RandomState
 from natwise.core.training import Trainer, TrainingHistory
-from natwise.core.validation import check_array, check_option, check_real, check_same_length
-from natwise.supervision.distillation._teacher import CheckpointTeacher, logits_of
+from natwise.core.validation import (
+    check_array,
+    check_flag,
+    check_integer,
+    check_option,
+    check_real,
+    check_same_length,
+)
+from natwise.supervision.distillation._teacher import CheckpointTeacher, inputs_of, logits_of, n_classes_of
 
 
 def nesterov_sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -139,10 +146,10 @@ class OnlineDistiller(BaseEstimator):
             For an input that is empty or not finite, checkpoints that `CheckpointTeacher` refuses, a teacher with
             another number of classes than the student, or a wrong option.
         """
-        inputs = _inputs(X)
+        inputs = inputs_of(X)
         self._check()
         student = copy.deepcopy(self.student)
-        n_classes = _n_classes("student", student, inputs)
+        n_classes = n_classes_of("student", student, inputs)
         trainer = Trainer(
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
@@ -167,7 +174,9 @@ class OnlineDistiller(BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the student's logits (n, k), float64."""
         check_is_fitted(self)
-        return logits_of(self.student_, _inputs(X))
+        inputs = inputs_of(X)
+        n_classes_of("the fitted student", self.student_, inputs)
+        return logits_of(self.student_, inputs)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the student's class probabilities (n, k) at temperature 1."""
@@ -192,7 +201,9 @@ class OnlineDistiller(BaseEstimator):
             if getattr(self, name) is not None or name == "temperature":
                 check_real(name, getattr(self, name), minimum=0.0, exclusive=True)
         check_option("loss", self.loss, KINDS)
-        check_option("scale_by_tau2", self.scale_by_tau2, (True, False))
+        check_flag("scale_by_tau2", self.scale_by_tau2)
+        for name in ("max_epochs", "batch_size"):
+            check_integer(name, getattr(self, name), minimum=1)
         for name in ("augment", "optimizer", "schedule"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be callable, got {type(getattr(self, name)).__name__}")
@@ -210,9 +221,9 @@ class OnlineDistiller(BaseEstimator):
     def _fit_to_checkpoints(
         self, trainer: Trainer, teacher: CheckpointTeacher, student: nn.Module, inputs: torch.Tensor
     ) -> None:
-        n_classes = _n_classes("student", student, inputs)
+        n_classes = n_classes_of("student", student, inputs)
         for index in range(len(teacher)):
-            _n_classes(f"teacher_checkpoints[{index}]", teacher.load(index), inputs, n_classes)
+            n_classes_of(f"teacher_checkpoints[{index}]", teacher.load(index), inputs, n_classes)
         n_steps = trainer.max_epochs * -(-len(inputs) // trainer.batch_size)
         loaded: dict[int, nn.Module] = {}
 
@@ -237,7 +248,7 @@ class OnlineDistiller(BaseEstimator):
         inputs: torch.Tensor,
         labels: torch.Tensor,
     ) -> None:
-        _n_classes("teacher_checkpoints", teacher, inputs, _n_classes("student", student, inputs))
+        n_classes_of("teacher_checkpoints", teacher, inputs, n_classes_of("student", student, inputs))
 
         def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> torch.Tensor:
             own, target, logits = model(self._view(batch[0]))
@@ -266,13 +277,6 @@ class _Pair(nn.Module):
         return own, target, self.student(X)
 
 
-def _inputs(X: Any) -> torch.Tensor:
-    array = check_array("X", X, dtype=np.float32)
-    if array.ndim < 2 or not array.size:
-        raise ValueError(f"X must have shape (n >= 1, ...), got {array.shape}")
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
 def _labels(y: Any, inputs: torch.Tensor, n_classes: int) -> torch.Tensor:
     if y is None:
         raise ValueError("y must be given to train a single teacher module; for offline distillation pass [teacher]")
@@ -283,14 +287,3 @@ def _labels(y: Any, inputs: torch.Tensor, n_classes: int) -> torch.Tensor:
             f"y must hold class numbers within 0 and {n_classes - 1}, got {labels.min()} to {labels.max()}"
         )
     return torch.tensor(labels)
-
-
-def _n_classes(name: str, module: nn.Module, inputs: torch.Tensor, expected: int | None = None) -> int:
-    """Return the number of outputs of a module on a sample, which is to be as expected."""
-    device = next((p.device for p in module.parameters()), inputs.device)
-    shape = logits_of(module, inputs[:1].to(device)).shape
-    if len(shape) != 2 or shape[1] < 2:
-        raise ValueError(f"{name} must give logits of shape (n, k >= 2), got {shape}")
-    if expected is not None and shape[1] != expected:
-        raise ValueError(f"{name} must have the student's {expected} classes, got {shape[1]}")
-    return int(shape[1])

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from natwise.core.linearized import empirical_ntk
-from natwise.core.validation import check_array, check_option
+from natwise.core.validation import check_array, check_option, shorten
 from natwise.result import Result, provenance
 from natwise.supervision.distillation._complexity import soft_targets, supervision_complexity
 from natwise.supervision.distillation._kernel import FactoredKernel
-from natwise.supervision.distillation._teacher import CheckpointTeacher, logits_of
+from natwise.supervision.distillation._teacher import CheckpointTeacher, inputs_of, logits_of, n_classes_of
 
 SPACES = ("probabilities", "logits")
+TAKEN = ("effective_rank", "trace")
 
 
 def complexity_path(
@@ -51,20 +52,31 @@ def complexity_path(
     Raises
     ------
     TypeError, ValueError
-        For shapes that do not fit, or a kernel that `FactoredKernel` refuses.
+        For a student or targets of the wrong kind, shapes that do not fit, or a kernel that `FactoredKernel` refuses.
     """
     check_option("space", space, SPACES)
-    array = check_array("X", X)
-    inputs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if not isinstance(student, CheckpointTeacher):
+        raise TypeError(f"student must be a CheckpointTeacher, got {shorten(student)}")
+    inputs = inputs_of(X)
+    n_classes_of("student", student.load(0), inputs)
+    _check_names(targets)
     with provenance() as record:
         initial = logits_of(student.load(0), inputs)
         start = soft_targets(initial, 1.0) if space == "probabilities" else initial
         supervisions = {name: _per_state(name, value, len(student), initial.shape) for name, value in targets.items()}
         rows = [_state(student, t, inputs, supervisions, start, adjusted, jitter) for t in range(len(student))]
     arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    params = {"space": space, "adjusted": adjusted, "jitter": jitter, "n": len(array), "n_outputs": initial.shape[1]}
+    params = {"space": space, "adjusted": adjusted, "jitter": jitter, "n": len(inputs), "n_outputs": initial.shape[1]}
     names = list(range(len(student)))
     return Result("supervision.distillation/path", arrays=arrays, rows=names, params=params, provenance=record)
+
+
+def _check_names(targets: Any) -> None:
+    if not isinstance(targets, Mapping) or not targets:
+        raise TypeError(f"targets must be a mapping of at least one name to an array, got {shorten(targets)}")
+    for name in targets:
+        if not isinstance(name, str) or name in TAKEN:
+            raise ValueError(f"targets must have text other than {' and '.join(TAKEN)} as names, got {name!r}")
 
 
 def _state(

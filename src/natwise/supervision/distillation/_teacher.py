@@ -12,7 +12,7 @@ from torch import nn
 
 from natwise.core.linearized import check_evaluation_mode
 from natwise.core.training import Trainer
-from natwise.core.validation import check_integer, shorten
+from natwise.core.validation import check_array, check_integer, shorten
 
 
 class CheckpointTeacher:
@@ -110,6 +110,29 @@ class CheckpointTeacher:
         """Yield the logits (n, k) of every checkpoint on the same inputs, in float64."""
         for index in range(len(self)):
             yield logits_of(self.load(index), X, batch_size)
+
+
+def inputs_of(X: Any) -> torch.Tensor:
+    """Return X as a float32 tensor (n, ...) when it holds at least one sample of at least one axis."""
+    array = check_array("X", X, dtype=np.float32)
+    if array.ndim < 2 or not array.size:
+        raise ValueError(f"X must have shape (n >= 1, ...), got {array.shape}")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def n_classes_of(name: str, module: nn.Module, inputs: torch.Tensor, expected: int | None = None) -> int:
+    """Return the number of outputs of a module for the first of `inputs` (n, ...), which is to be as expected."""
+    device = next((p.device for p in module.parameters()), inputs.device)
+    try:
+        shape = logits_of(module, inputs[:1].to(device)).shape
+    except RuntimeError as error:  # torch's name for shapes that do not fit
+        shown = shorten(str(error), 100)
+        raise ValueError(f"{name} must take inputs of shape {tuple(inputs.shape[1:])} like X's, got {shown}") from error
+    if len(shape) != 2 or shape[1] < 2:
+        raise ValueError(f"{name} must give logits of shape (n, k >= 2), got {shape}")
+    if expected is not None and shape[1] != expected:
+        raise ValueError(f"{name} must have the student's {expected} classes, got {shape[1]}")
+    return int(shape[1])
 
 
 def logits_of(module: nn.Module, X: torch.Tensor, batch_size: int = 1024) -> np.ndarray:

@@ -184,6 +184,8 @@ BAD = [
     (supervision_complexity, (EYE, Y, Y[:5]), "init_preds must have shape"),
     (supervision_complexity, (EYE, Y * np.inf), "targets must be finite"),
     (supervision_complexity, (EYE, 1.0), "targets must have shape"),
+    (supervision_complexity, (EYE, Y * 1e300), "within 1e\\+100"),
+    (supervision_complexity, (EYE, Y, None, "no"), "adjusted must be True or False"),
     (supervision_complexity, (EYE, Y, None, True, -1e-9), "jitter must be >= 0"),
     (supervision_complexity, (FactoredKernel(EYE), Y, None, True, 0.1), "jitter must be 0"),
     (distillation_bound, (EYE, Y, Y, 0.0), "gamma must be > 0"),
@@ -215,6 +217,8 @@ def test_bad_options():
         distillation_bound(EYE, Y, Y, 1.0, union="none")
     with pytest.raises(ValueError, match="kappa"):
         distillation_bound(2 * EYE, Y, Y, 1.0, kappa=1.0)
+    with pytest.raises(TypeError, match="centered must be True or False"):
+        kernel_alignment(EYE, EYE, centered="no")
     with pytest.raises(ValueError, match="centring"):
         kernel_alignment(EYE, np.ones((6, 6)), centered=True)
 

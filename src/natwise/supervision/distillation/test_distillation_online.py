@@ -160,6 +160,15 @@ def test_complexity_path_is_the_complexity_of_each_state():
     assert result.rows == (0, 1, 2)
     with pytest.raises(ValueError, match="labels"):
         complexity_path(student, X[:9], {"labels": labels.T})
+    for arguments, message in [
+        ((TEACHER, X[:9], {"labels": labels}), "student must be a CheckpointTeacher"),
+        ((student, X[:9, :1], {"labels": labels}), "student must take inputs of shape"),
+        ((student, X[:9], labels), "targets must be a mapping"),
+        ((student, X[:9], {}), "targets must be a mapping"),
+        ((student, X[:9], {"trace": labels}), "targets must have text other than effective_rank and trace"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            complexity_path(*arguments)
 
 
 TRAINING = network(1, norm=True)
@@ -198,6 +207,8 @@ BAD_FITS = [
     ({"scale_by_tau2": "yes"}, X, "scale_by_tau2 must be"),
     ({"augment": 3}, X, "augment must be callable"),
     ({"max_epochs": 0}, X, "max_epochs must be"),
+    ({"batch_size": 0}, X, "batch_size must be >= 1"),
+    ({}, X[:, :1], "student must take inputs of shape"),
     ({}, X[:0], "X must have shape"),
     ({}, X[:, 0], "X must have shape"),
     ({}, X * np.nan, "X must be finite"),

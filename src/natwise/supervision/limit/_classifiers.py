@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from natwise.core.random import RandomState
-from natwise.core.validation import check_integer, check_real, shorten
-from natwise.supervision.limit._limit import LIMITLoss, check_separate_networks
+from natwise.core.validation import check_flag, check_integer, check_real, shorten
+from natwise.supervision.limit._limit import LIMITLoss, LIMITPenaltyLoss, check_separate_networks
 from natwise.supervision.limit._losses import CoTeachingLoss, GCELoss, LabelSmoothingLoss
 from natwise.supervision.limit._training import NetworkClassifier, Objective, Run, Task, batch_size_for, probabilities
 
@@ -168,7 +168,7 @@ class LIMITClassifier(NetworkClassifier):
             check_separate_networks(self.classifier, self.q_network)  # the copies would no longer share
         classifier = self._network("classifier", self.classifier, None, task)
         q = self._network("q_network", self.q_network, classifier, task)
-        if self.q_warm_start:
+        if check_flag("q_warm_start", self.q_warm_start):
             self._train("q_warm_start", Objective([q], LabelSmoothingLoss(0.0)), task)
         runs = [self._run(classifier, q, loss, task) for loss in losses]
         scores = [run.history["validation_accuracy"].max() for run in runs if len(task.y_val)]
@@ -279,6 +279,8 @@ class RobustClassifier(NetworkClassifier):
         """Train the network; the arguments and errors are those of `LIMITClassifier.fit`."""
         if self.loss is not None and not isinstance(self.loss, nn.Module):
             raise TypeError(f"loss must be a torch.nn.Module or None, got {type(self.loss).__name__}")
+        if isinstance(self.loss, (LIMITLoss, LIMITPenaltyLoss)):
+            raise TypeError(f"loss must take the logits of one network, got {type(self.loss).__name__}")
         task = self._prepare(X, y, validation, validation_labels)
         networks = [self._network("network", self.network, None, task)]
         loss = GCELoss() if self.loss is None else copy.deepcopy(self.loss)

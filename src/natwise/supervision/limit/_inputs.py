@@ -14,6 +14,8 @@ def check_logits(name: str, logits: Any, n: int | None = None, n_classes: int | 
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise TypeError(f"{name} must be a float tensor, got {kind}")
+    if logits.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {logits.layout}")
     if logits.ndim != 2 or logits.shape[0] == 0 or logits.shape[1] < 2:
         raise ValueError(f"{name} must have shape (n >= 1, n_classes >= 2), got {tuple(logits.shape)}")
     if n is not None and len(logits) != n:

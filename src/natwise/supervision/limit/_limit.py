@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import log_softmax, softmax
 
 from natwise.core.random import RandomState
-from natwise.core.validation import check_integer, check_option, check_real
+from natwise.core.validation import check_flag, check_integer, check_option, check_real
 from natwise.supervision.limit._inputs import REDUCTIONS, check_labels, check_logits, one_hot, reduce
 from natwise.supervision.limit._losses import GradientNoise
 
@@ -89,9 +89,9 @@ class LIMITLoss(torch.nn.Module):
         super().__init__()
         self.q_dist = check_option("q_dist", q_dist, Q_DISTS)
         self.grad_l2 = check_real("grad_l2", grad_l2, minimum=0.0)
+        self.sample = check_flag("sample", sample)
         if sample and q_dist not in ("gaussian", "laplace"):
             raise ValueError(f"q_dist must be 'gaussian' or 'laplace' to sample from it, got {q_dist!r}")
-        self.sample = sample
         self.reduction = check_option("reduction", reduction, REDUCTIONS)
         self.lamb = check_real("lamb", lamb, minimum=0.0, exclusive=True)
         self.form = form if isinstance(form, torch.nn.Module) else check_option("form", form, FORMS)

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, check_real
+from natwise.core.validation import check_flag, check_integer, check_option, check_real
 from natwise.supervision.limit._inputs import REDUCTIONS, check_labels, check_logits, one_hot, reduce
 from natwise.supervision.limit._noise import check_transition
 
@@ -166,7 +166,7 @@ class BootstrapLoss(NoisyLabelLoss):
 
     def per_sample(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy to the mixed label."""
-        log_p = log_softmax(logits, dim=1)
+        log_p = _log_probabilities(logits)
         own = (log_p.exp() * log_p).sum(dim=1) if self.kind == "soft" else log_p.max(dim=1).values
         return -self.weight * _at(log_p, y) - (1 - self.weight) * own
 
@@ -248,7 +248,7 @@ class DMILoss(torch.nn.Module):
 
     def __init__(self, normalize: bool = False):
         super().__init__()
-        self.normalize = normalize
+        self.normalize = check_flag("normalize", normalize)
 
     def forward(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch, a scalar: logits (n, n_classes) float, y (n,) integer class numbers."""
@@ -258,7 +258,9 @@ class DMILoss(torch.nn.Module):
         if present < n_classes:
             text = f"DMILoss has no gradient: {n_classes - present} of {n_classes} classes are missing from the batch"
             warnings.warn(f"{text} of {len(y)} labels; use larger batches", UserWarning, stacklevel=2)
-        joint = one_hot(y, logits).T @ softmax(logits, dim=1)
+        p = softmax(logits, dim=1)
+        p = p.to(torch.promote_types(p.dtype, torch.float32))  # half precision has no determinant
+        joint = one_hot(y, p).T @ p
         if self.normalize:
             joint = joint / len(y)
         return -(torch.linalg.det(joint).abs() + 1e-3).log()
@@ -378,7 +380,7 @@ class ConfusionMatrixLoss(NoisyLabelLoss):
     def per_sample(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return -log (p Q)_y + entropy_weight * H(p)."""
         check_logits("logits", logits, n_classes=len(self.confusion_logits))
-        log_p = log_softmax(logits, dim=1)
+        log_p = _log_probabilities(logits)
         log_given = torch.logsumexp(log_p + log_softmax(self.confusion_logits, dim=1).T[y], dim=1)
         return -log_given - self.entropy_weight * (log_p.exp() * log_p).sum(dim=1)
 
@@ -399,6 +401,11 @@ class GradientNoise:
             return torch.randn(like.shape, **options)
         uniform = torch.rand(like.shape, **options) - 0.5  # Laplace by the inverse distribution function
         return -uniform.sign() * torch.log1p(-2 * uniform.abs().clamp(max=0.5 - 1e-7)) / 2**0.5
+
+
+def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return finite ln p of the same shape, so that p ln p is 0 and not NaN where p is."""
+    return log_softmax(logits, dim=1).clamp(min=torch.finfo(logits.dtype).min)
 
 
 def _at(values: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from natwise.core.random import Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_integer, check_option, check_real, shorten
+from natwise.core.validation import check_flag, check_integer, check_option, check_real, shorten
 from natwise.supervision.limit._limit import LIMITOutput
 from natwise.supervision.limit._losses import ELRLoss
 from natwise.supervision.limit._networks import default_network, fresh_copy
@@ -96,6 +96,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         for name in ("max_epochs", "batch_size"):
             check_integer(name, getattr(self, name), minimum=1)
         check_real("lr", self.lr, minimum=0.0, exclusive=True)
+        check_flag("record_train_error", self.record_train_error)
         if self.patience is not None:
             check_integer("patience", self.patience, minimum=1)
         check_real("validation_fraction", self.validation_fraction, minimum=0.0, maximum=0.9)

@@ -228,6 +228,7 @@ def test_bad_input():
         ({"grad_l2": float("nan")}, ValueError, "finite"),
         ({"lamb": 0.0}, ValueError, "> 0"),
         ({"sample": True, "q_dist": "ce"}, ValueError, "to sample"),
+        ({"sample": "no"}, TypeError, "True or False"),
         ({"reduction": "none"}, ValueError, "'mean', 'sum'"),
         ({"form": "hinge"}, ValueError, "'cross_entropy', 'mae'"),
     ]

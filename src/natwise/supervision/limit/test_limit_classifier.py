@@ -15,6 +15,7 @@ from natwise.supervision import (
     ELRLoss,
     GCELoss,
     LIMITClassifier,
+    LIMITLoss,
     RobustClassifier,
     UniformNoise,
     corrupt_labels,
@@ -211,13 +212,16 @@ BAD_OPTIONS = [
     ({"patience": 0}, ValueError, ">= 1"),
     ({"validation_fraction": 1.0}, ValueError, "<= 0.9"),
     ({"device": "gpu"}, ValueError, "device"),
+    ({"q_warm_start": "no"}, TypeError, "True or False"),
+    ({"record_train_error": 1}, TypeError, "True or False"),
     ({"classifier": nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)), "batch_size": 1}, ValueError, ">= 2"),
 ]
+BAD_LOSSES = [({"loss": "mae"}, TypeError, "Module"), ({"loss": LIMITLoss()}, TypeError, "of one network")]
 
 
 def test_bad_options():
     check_bad_input(lambda **options: LIMITClassifier(**options).fit(X, Y), BAD_OPTIONS, max_epochs=1)
-    check_bad_input(lambda loss: RobustClassifier(loss=loss).fit(X, Y), [({"loss": "mae"}, TypeError, "Module")])
+    check_bad_input(lambda loss: RobustClassifier(loss=loss).fit(X, Y), BAD_LOSSES)
 
 
 def test_bad_data():

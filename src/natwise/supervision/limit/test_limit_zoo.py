@@ -208,6 +208,7 @@ def test_bad_input():
         cases = [
             ({"logits": logits * float("nan")}, ValueError, "finite"),
             ({"logits": logits[:0], "y": y[:0]}, ValueError, "n >= 1"),
+            ({"logits": logits.to_sparse()}, TypeError, "dense"),
             ({"y": y.float()}, TypeError, "integers"),
             ({"y": y + 1}, ValueError, "within 0 and 3"),
         ]
@@ -223,8 +224,19 @@ def test_bad_input():
         (NoisyGradientLoss, {"std": -1.0}, ValueError, ">= 0"),
         (CoTeachingLoss, {"noise_rate": 1.0}, ValueError, "<= 0.999"),
         (MAELoss, {"reduction": "none"}, ValueError, "'mean'"),
+        (DMILoss, {"normalize": "no"}, TypeError, "True or False"),
     ]
     for kind, *case in options:
         check_bad_input(kind, [tuple(case)])
     with pytest.raises(ValueError, match="3 columns"):
         ForwardCorrectionLoss(np.eye(3))(logits, y)
+
+
+@pytest.mark.parametrize("loss", [BootstrapLoss(), ConfusionMatrixLoss(2)], ids=str)
+def test_confident_logits_stay_numbers(loss):
+    assert not loss(torch.tensor([[3e38, -3e38], [0.0, 1.0]]), torch.tensor([0, 1])).isnan()
+
+
+def test_determinant_of_half_precision_logits():
+    logits, y = (part.detach() for part in batch())
+    assert DMILoss()(logits.bfloat16(), y).item() == pytest.approx(DMILoss()(logits, y).item(), rel=0.02)
