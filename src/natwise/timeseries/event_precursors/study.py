@@ -1,9 +1,12 @@
-"""Re-measure the claims: planted words are found, encoding once pays, ICEWS violence beside its baselines."""
+"""Re-measure the claims: planted words are found, encoding once pays, ICEWS violence beside its baselines.
+
+The scalars hold the metric and the numbers of all baselines on the same rows, with intervals of a block bootstrap.
+The scale is the length of the planted corpus, and how often an epoch is timed.
+"""
 
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,8 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from natwise.core.validation import check_option
-from natwise.result import Result, provenance
+from natwise.result import Result
+from natwise.study import Found, Setting, Study
 from natwise.timeseries.event_precursors._baselines import CountRegression, Persistence, RollingMean
 from natwise.timeseries.event_precursors._corpus import Corpus
 from natwise.timeseries.event_precursors._dataset import EventDataset
@@ -27,82 +30,8 @@ from natwise.timeseries.event_precursors._planted import planted_precursors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "timeseries.event_precursors"
 HISTORY = 10
 TEST_DAYS = 94  # targets from day 271 of the year on
-DataDir = str | os.PathLike[str] | None
-Found = tuple[dict[str, Any], dict[str, float], dict[str, Any]]
-
-
-def run(claim: str, *, scale: str, seed: int, data_dir: DataDir = None, device: str = "cpu") -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        Its id on the card.
-    scale : {"ci", "small"}
-        Length of the planted corpus.
-    seed : int
-        Seeds corpora, training and bootstrap.
-    data_dir : path, optional
-        Folder of local data. Default: ``$NATWISE_DATA``.
-    device : str
-        Where to train.
-
-    Returns
-    -------
-    Result
-        The claim's metric and the numbers of all baselines on the same rows, with intervals of a block bootstrap.
-    """
-    check_option("claim", claim, list(_CLAIMS))
-    with provenance(seed=seed, device=device) as record:
-        arrays, scalars, params = _CLAIMS[claim](scale, seed, data_dir, device)
-    return Result(f"{KIND}/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def _planted(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
-    return _planted_run(scale, seed, device)
-
-
-@functools.lru_cache(maxsize=1)  # two claims read the same run
-def _planted_run(scale: str, seed: int, device: str) -> Found:
-    n_days = 600 if scale == "ci" else 1000
-    data, planted = planted_precursors(n_days, random_state=seed)
-    train, test = data.split(data.target_dates[int(0.7 * len(data))])
-    options: dict[str, Any] = {"hidden_dim": 16, "max_epochs": 30, "learning_rate": 0.01}
-    models: dict[str, Any] = {
-        "forecaster": EventForecaster(**options, device=device, random_state=seed),
-        "count_regression": CountRegression(),
-        "nested_mil": NestedMIL(n_iterations=500, random_state=seed),
-        "rolling_mean": RollingMean(),
-        "persistence": Persistence(),
-    }
-    arrays, scalars = _compare(models, train, test, seed)
-    events = test[test.y == 1]
-    for by in ("attention", "occlusion"):
-        first = models["forecaster"].precursors(events, 1, by=by)
-        scalars[f"first_by_{by}"] = float(planted[first["document"]].mean())
-    scalars["first_by_nested_mil"] = float(planted[models["nested_mil"].precursors(events, 1)["document"]].mean())
-    scalars["first_by_chance"] = float(np.mean([planted[np.concatenate(w).astype(int)].mean() for w in events.windows]))
-    return arrays, scalars, {**options, "n_days": n_days, "n_test": len(test), "names": list(models)}
-
-
-def _icews(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
-    data = icews_violence(data_dir, history=7, lead=1)
-    train, test = data.split(data.target_dates.max() - pd.Timedelta(days=TEST_DAYS - 1))
-    models: dict[str, Any] = {
-        "forecaster": EventForecaster(**ICEWS_OPTIONS, device=device, random_state=seed),
-        "with_labels": EventForecaster(**ICEWS_OPTIONS, past_labels=True, device=device, random_state=seed),
-        "count_regression": CountRegression(),
-        "rolling_mean": RollingMean(),
-        "persistence": Persistence(),
-    }
-    arrays, scalars = _compare(models, train, test, seed)
-    params = {**ICEWS_OPTIONS, "history": 7, "lead": 1, "n_train": len(train), "n_test": len(test)}
-    return arrays, scalars, {**params, "names": [*models, "average"]}
-
-
 ICEWS_OPTIONS: dict[str, Any] = {
     "hidden_dim": 16,
     "n_members": 3,
@@ -114,6 +43,46 @@ ICEWS_OPTIONS: dict[str, Any] = {
     "weight_decay": 0.1,
     "min_documents": 20,
 }
+
+
+@functools.lru_cache(maxsize=1)  # two claims read the same run
+def _planted(setting: Setting) -> Found:
+    n_days = 600 if setting.scale == "ci" else 1000
+    data, planted = planted_precursors(n_days, random_state=setting.seed)
+    train, test = data.split(data.target_dates[int(0.7 * len(data))])
+    options: dict[str, Any] = {"hidden_dim": 16, "max_epochs": 30, "learning_rate": 0.01}
+    models: dict[str, Any] = {
+        "forecaster": EventForecaster(**options, device=setting.device, random_state=setting.seed),
+        "count_regression": CountRegression(),
+        "nested_mil": NestedMIL(n_iterations=500, random_state=setting.seed),
+        "rolling_mean": RollingMean(),
+        "persistence": Persistence(),
+    }
+    arrays, scalars = _compare(models, train, test, setting.seed)
+    events = test[test.y == 1]
+    for by in ("attention", "occlusion"):
+        first = models["forecaster"].precursors(events, 1, by=by)
+        scalars[f"first_by_{by}"] = float(planted[first["document"]].mean())
+    scalars["first_by_nested_mil"] = float(planted[models["nested_mil"].precursors(events, 1)["document"]].mean())
+    scalars["first_by_chance"] = float(np.mean([planted[np.concatenate(w).astype(int)].mean() for w in events.windows]))
+    return Found(arrays, scalars, {**options, "n_days": n_days, "n_test": len(test), "names": list(models)})
+
+
+def _icews(setting: Setting) -> Found:
+    data = icews_violence(setting.data_dir, history=7, lead=1)
+    train, test = data.split(data.target_dates.max() - pd.Timedelta(days=TEST_DAYS - 1))
+    models: dict[str, Any] = {
+        "forecaster": EventForecaster(**ICEWS_OPTIONS, device=setting.device, random_state=setting.seed),
+        "with_labels": EventForecaster(
+            **ICEWS_OPTIONS, past_labels=True, device=setting.device, random_state=setting.seed
+        ),
+        "count_regression": CountRegression(),
+        "rolling_mean": RollingMean(),
+        "persistence": Persistence(),
+    }
+    arrays, scalars = _compare(models, train, test, setting.seed)
+    params = {**ICEWS_OPTIONS, "history": 7, "lead": 1, "n_train": len(train), "n_test": len(test)}
+    return Found(arrays, scalars, {**params, "names": [*models, "average"]})
 
 
 def _compare(models: dict[str, Any], train: EventDataset, test: EventDataset, seed: int) -> tuple[dict, dict]:
@@ -140,19 +109,19 @@ def _interval_of_average(test: EventDataset, forecasts: dict[str, np.ndarray], s
     return {name: value for name, value in scalars.items() if name.startswith("average_minus")}
 
 
-def _encoding(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
+def _encoding(setting: Setting) -> Found:
     """Time an epoch of training with shared documents, and one in which each window brings its own."""
     data, _ = planted_precursors(
-        200, history=HISTORY, documents_per_day=8, words_per_document=40, vocab_size=500, random_state=seed
+        200, history=HISTORY, documents_per_day=8, words_per_document=40, vocab_size=500, random_state=setting.seed
     )
     data = data[:128]
-    forecaster = EventForecaster(32, max_epochs=1, validation_fraction=0.0, random_state=seed).fit(data)
+    forecaster = EventForecaster(32, max_epochs=1, validation_fraction=0.0, random_state=setting.seed).fit(data)
     corpus = Corpus(data, forecaster.encode_, torch.device("cpu"))
     model = forecaster.models_[0]
     n_blocks = -(-len(data) // LONGEST_BLOCK)
     shared = [corpus.windows(rows) for rows in np.array_split(np.arange(len(data)), n_blocks)]
     alone = [_unshared(windows) for windows in shared]
-    repeats = 3 if scale == "ci" else 7
+    repeats = 3 if setting.scale == "ci" else 7
     seconds: dict[str, list[float]] = {"shared": [], "alone": []}
     for _ in range(repeats):  # in turns, so that load hits both alike
         for name, batches in (("shared", shared), ("alone", alone)):
@@ -163,7 +132,7 @@ def _encoding(scale: str, seed: int, data_dir: DataDir, device: str) -> Found:
     best = {name: float(min(values)) for name, values in seconds.items()}
     scalars = {"epoch_ratio": best["alone"] / best["shared"], "documents_ratio": encoded["alone"] / encoded["shared"]}
     scalars |= {f"seconds_{name}": value for name, value in best.items()}
-    return seconds, scalars, {"history": HISTORY, "block": LONGEST_BLOCK, "n": len(data), "hidden_dim": 32}
+    return Found(seconds, scalars, {"history": HISTORY, "block": LONGEST_BLOCK, "n": len(data), "hidden_dim": 32})
 
 
 def _unshared(windows: Any) -> Any:
@@ -185,12 +154,14 @@ def _epoch(model: HierarchicalAttentionLSTM, batches: list[Any], y: np.ndarray) 
         torch.nn.functional.binary_cross_entropy_with_logits(model.read(windows).logit, labels).backward()
 
 
-_CLAIMS: dict[str, Callable[..., Found]] = {
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
     "planted-forecast": _planted,
     "planted-first": _planted,
     "encoding-once": _encoding,
     "icews-violence": _icews,
 }
+STUDY = Study("timeseries.event_precursors", MEASUREMENTS, gpu=True)
+run = STUDY.run
 _NAMES = {
     "forecaster": "attention LSTM",
     "with_labels": "attention LSTM\nwith past labels",

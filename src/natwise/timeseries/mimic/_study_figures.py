@@ -11,15 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
-    DRAWINGS[claim](figure.subplots(), result)
-    return figure
-
-
 def _compared(axes: Axes, result: Result) -> None:
     tasks = result.params.get("tasks", ["series, lists and counters"])
     n = result.arrays["compared_by_task"] if "compared_by_task" in result.arrays else [result.scalars["compared"]]
@@ -80,3 +71,12 @@ DRAWINGS = {
     "deep-supervision": _epochs,
     "deep-supervision-auroc": _scores,
 }
+
+
+def figure(claim: str, result: Result) -> Figure:
+    """Draw the result of one claim."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(6.0, 3.6), layout="constrained")
+    DRAWINGS[claim](drawing.subplots(), result)
+    return drawing

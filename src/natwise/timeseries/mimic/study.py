@@ -1,10 +1,14 @@
-"""Re-measure the claims of the card: equality with the published data, speed, and the baselines on synthetic tables."""
+"""Re-measure the claims of the card: equality with the published data, speed, and the baselines on synthetic tables.
+
+The scale says how many synthetic patients the networks see. The seed is that of the networks; synthetic tables that
+are compared with recorded numbers keep their own.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,23 +16,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from natwise.core.random import Streams
-from natwise.core.validation import check_option
 from natwise.datasets import local
 from natwise.datasets.clinical import write_mimic3_tables
-from natwise.result import Result, provenance
+from natwise.study import Found, Setting, Study
 
 from ._benchmark import TASKS, MimicBenchmark
+from ._study_figures import figure as figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Measured = tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]
 REFERENCE = Path(__file__).with_name("reference.json")  # digests of published files, and of the published code's output
 DEMO = (
     *("PATIENTS", "ADMISSIONS", "ICUSTAYS", "DIAGNOSES_ICD", "D_ICD_DIAGNOSES"),
@@ -46,40 +45,6 @@ print(time.process_time(), peak)
 """
 N_PATIENTS = {"ci": 60, "small": 250}
 N_EPOCHS = 25  # of one pass per stay: about the time of one epoch of a pass per sample
-
-
-def run(claim: str, *, scale: str, seed: int, data_dir: str | os.PathLike[str] | None = None) -> Result:
-    """Measure one claim of the card.
-
-    Parameters
-    ----------
-    claim : str
-        The claim's id.
-    scale : {"ci", "small"}
-        How many synthetic patients the networks see.
-    seed : int
-        Seeds the networks; synthetic tables that are compared with recorded numbers keep their own.
-    data_dir : path, optional
-        Folder of the local data; default `$NATWISE_DATA`.
-
-    Raises
-    ------
-    DataNotFoundError
-        If the tables of the open demo are needed and are not here.
-    """
-    check_option("claim", claim, tuple(STUDIES))
-    with provenance(seed=seed) as record, tempfile.TemporaryDirectory() as folder:
-        scalars, arrays, params = STUDIES[claim](Path(folder), scale, seed, data_dir)
-    params = {"scale": scale, **params}
-    return Result(f"timeseries.mimic/{claim}", arrays=arrays, scalars=scalars, params=params, provenance=record)
-
-
-def figure(claim: str, result: Result) -> Figure:
-    """Draw the result of one claim."""
-    from ._study_figures import draw
-
-    check_option("claim", claim, tuple(STUDIES))
-    return draw(claim, result)
 
 
 def fixture_digest(path: Path) -> str:
@@ -108,9 +73,9 @@ def _cell(value: Any) -> Any:
         return value
 
 
-def _published_fixtures(folder: Path, scale: str, seed: int, data_dir: Any) -> Measured:
+def _published_fixtures(setting: Setting, folder: Path) -> Found:
     """Count the stays of the demo whose files differ from the published digests, in any of the five tasks."""
-    tables = _demo(data_dir)
+    tables = _demo(setting.data_dir)
     MimicBenchmark.from_csv(tables).build(folder)
     expected = json.loads(REFERENCE.read_text("utf-8"))["demo"]
     wrong, compared = dict.fromkeys(TASKS, 0), dict.fromkeys(TASKS, 0)
@@ -127,10 +92,10 @@ def _published_fixtures(folder: Path, scale: str, seed: int, data_dir: Any) -> M
                 wrong[task] += digests[content] != digest
     scalars = {"mismatches": float(sum(wrong.values())), "compared": float(sum(compared.values()))}
     arrays = {"compared_by_task": np.array(list(compared.values())), "wrong_by_task": np.array(list(wrong.values()))}
-    return scalars, arrays, {"tasks": list(TASKS)}
+    return Found(arrays, scalars, {"tasks": list(TASKS)})
 
 
-def _original_pipeline(folder: Path, scale: str, seed: int, data_dir: Any) -> Measured:
+def _original_pipeline(setting: Setting, folder: Path) -> Found:
     """Count what differs from the published code's output on 60 synthetic patients: series, lists, counters."""
     write_mimic3_tables(folder / "tables", 60, seed=1)
     counters = MimicBenchmark.from_csv(folder / "tables").build(folder / "out").params["counters"]
@@ -142,7 +107,7 @@ def _original_pipeline(folder: Path, scale: str, seed: int, data_dir: Any) -> Me
     wrong += [name for name, value in expected["counters"].items() if not same_counter(counters[name], value)]
     compared = len(expected["lists"]) + 1 + len(expected["counters"])
     scalars = {"mismatches": float(len(wrong)), "compared": float(compared)}
-    return scalars, {"wrong_by_kind": np.array([len(wrong)])}, {"wrong": wrong}
+    return Found({"wrong_by_kind": np.array([len(wrong)])}, scalars, {"wrong": wrong})
 
 
 def series_text(out: Path) -> str:
@@ -163,16 +128,16 @@ def same_counter(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _build_speed(folder: Path, scale: str, seed: int, data_dir: Any) -> Measured:
+def _build_speed(setting: Setting, folder: Path) -> Found:
     """Measure CPU seconds and memory of a fresh process that builds the series and the samples of the demo."""
-    tables = _demo(data_dir)
+    tables = _demo(setting.data_dir)
     runs = [build_cost(tables, folder / str(attempt)) for attempt in range(3)]
     scalars = {
         "cpu_seconds": min(seconds for seconds, _ in runs),
         "peak_megabytes": max(megabytes for _, megabytes in runs),
         "original_cpu_seconds": ORIGINAL_CPU_SECONDS,
     }
-    return scalars, {"cpu_seconds": np.array([seconds for seconds, _ in runs])}, {"attempts": len(runs)}
+    return Found({"cpu_seconds": np.array([seconds for seconds, _ in runs])}, scalars, {"attempts": len(runs)})
 
 
 def build_cost(tables: Path, out: Path) -> tuple[float, float]:
@@ -182,7 +147,7 @@ def build_cost(tables: Path, out: Path) -> tuple[float, float]:
     return float(seconds), float(megabytes)
 
 
-def _logistic_regression(folder: Path, scale: str, seed: int, data_dir: Any) -> Measured:
+def _logistic_regression(setting: Setting, folder: Path) -> Found:
     """Compare the AUROCs of the mortality regression with those of the published code on the same synthetic tables."""
     from ._features import WindowFeatures
     from ._logistic import fit_logistic_regression, predict_logistic_regression
@@ -192,7 +157,9 @@ def _logistic_regression(folder: Path, scale: str, seed: int, data_dir: Any) -> 
     task = "in_hospital_mortality"
     write_mimic3_tables(folder / "tables", 500, seed=2, unmapped=0.7)
     MimicBenchmark.from_csv(folder / "tables").build(folder / "out", [task], export=False)
-    data = load_features(folder / "out", task, WindowFeatures(), max_samples=10**6, rng=Streams(seed).numpy("samples"))
+    data = load_features(
+        folder / "out", task, WindowFeatures(), max_samples=10**6, rng=setting.streams.numpy("samples")
+    )
     models = fit_logistic_regression(*data["train"], task)
     scalars: dict[str, float] = {}
     for part, published in PUBLISHED_AUROC.items():
@@ -201,21 +168,21 @@ def _logistic_regression(folder: Path, scale: str, seed: int, data_dir: Any) -> 
         scalars |= {part: metrics["auroc"], f"{part}_published_code": published, f"{part}_auprc": metrics["auprc"]}
     difference = max(abs(scalars[part] - published) for part, published in PUBLISHED_AUROC.items())
     n_stays = {part: len(X) for part, (X, _) in data.items()}
-    return {"largest_difference": difference, **scalars}, {}, {"n_stays": n_stays}
+    return Found({}, {"largest_difference": difference, **scalars}, {"n_stays": n_stays})
 
 
-def _deep_supervision(folder: Path, scale: str, seed: int, data_dir: Any) -> Measured:
+def _deep_supervision(setting: Setting, folder: Path) -> Found:
     """Compare the CPU time of an epoch with one pass per stay and with one pass per hourly sample, same network."""
     from ._training import build_network, fit_network, measure, predict
 
-    data, settings, task = _hourly_data(folder, scale)
+    data, settings, task = _hourly_data(setting, folder)
     data = {**data, "val": type(data["val"])([], [], [])}
     seconds, auroc = {}, {}
     for name, one_pass, epochs in (("one_pass", True, N_EPOCHS), ("per_sample", False, 1)):
         mine = replace(settings, deep_supervision=one_pass, max_epochs=epochs)
-        network = build_network(task, "lstm", mine, Streams(seed))
+        network = build_network(task, "lstm", mine, setting.streams)
         begin = time.process_time()
-        fit_network(network, task, data, mine, Streams(seed))
+        fit_network(network, task, data, mine, setting.streams)
         seconds[name] = (time.process_time() - begin) / epochs
         auroc[name] = measure(predict(network, task, data["test"]))["auroc"]
     scalars = {
@@ -224,22 +191,22 @@ def _deep_supervision(folder: Path, scale: str, seed: int, data_dir: Any) -> Mea
         **{f"auroc_{name}": value for name, value in auroc.items()},
     }
     params = {
-        "n_patients": N_PATIENTS[scale],
+        "n_patients": N_PATIENTS[setting.scale],
         "hidden": settings.hidden,
         "epochs": {"one_pass": N_EPOCHS, "per_sample": 1},
     }
-    return scalars, {"seconds": np.array([seconds["per_sample"], seconds["one_pass"]])}, params
+    return Found({"seconds": np.array([seconds["per_sample"], seconds["one_pass"]])}, scalars, params)
 
 
-def _deep_supervision_auroc(folder: Path, scale: str, seed: int, data_dir: Any) -> Measured:
+def _deep_supervision_auroc(setting: Setting, folder: Path) -> Found:
     """Ask one trained network for every hourly sample twice: in one pass per stay, and each sample by itself."""
     from ._metrics import binary_metrics
     from ._samples import PrefixData
     from ._training import build_network, fit_network, predict
 
-    data, settings, task = _hourly_data(folder, scale)
-    network = build_network(task, "lstm", settings, Streams(seed))
-    fit_network(network, task, data, settings, Streams(seed))
+    data, settings, task = _hourly_data(setting, folder)
+    network = build_network(task, "lstm", settings, setting.streams)
+    fit_network(network, task, data, settings, setting.streams)
     y_true, one_pass = predict(network, task, data["test"])[task]
     _, each = predict(network, task, PrefixData(data["test"]))[task]
     scores = {"one_pass": one_pass, "per_sample": each}
@@ -249,34 +216,42 @@ def _deep_supervision_auroc(folder: Path, scale: str, seed: int, data_dir: Any) 
         "largest_score_difference": float(np.abs(one_pass - each).max()),
         **{f"auroc_{name}": value for name, value in auroc.items()},
     }
-    return scalars, {"scores_one_pass": one_pass, "scores_per_sample": each}, {"n_patients": N_PATIENTS[scale]}
+    arrays = {"scores_one_pass": one_pass, "scores_per_sample": each}
+    return Found(arrays, scalars, {"n_patients": N_PATIENTS[setting.scale]})
 
 
-def _hourly_data(folder: Path, scale: str) -> tuple[dict[str, Any], Any, str]:
+def _hourly_data(setting: Setting, folder: Path) -> tuple[dict[str, Any], Any, str]:
     """Return decompensation data of synthetic patients, normalised, and small settings with deep supervision."""
     from ._discretizer import Discretizer
     from ._samples import load_task, normalize
     from ._training import BaselineSettings
 
     task, discretizer = "decompensation", Discretizer()
-    write_mimic3_tables(folder / "tables", N_PATIENTS[scale], seed=1)
+    write_mimic3_tables(folder / "tables", N_PATIENTS[setting.scale], seed=1)
     MimicBenchmark.from_csv(folder / "tables").build(folder / "out", [task], export=False)
     data = load_task(folder / "out", task, discretizer)
     normalize(data, discretizer)
     return dict(data), BaselineSettings(hidden=16, deep_supervision=True, max_epochs=5, dropout=0.0), task
 
 
-def _demo(data_dir: Any) -> Path:
+def _demo(data_dir: str | None) -> Path:
     """Return the folder of the open demo, after looking for every table of it."""
     paths = [local.find(f"clinical/mimic3_demo/{name}.csv.gz", data_dir) for name in DEMO]
     return paths[0].parent
 
 
-STUDIES: dict[str, Callable[[Path, str, int, Any], Measured]] = {
-    "published-fixtures": _published_fixtures,
-    "original-pipeline": _original_pipeline,
-    "build-speed": _build_speed,
-    "logistic-regression": _logistic_regression,
-    "deep-supervision": _deep_supervision,
-    "deep-supervision-auroc": _deep_supervision_auroc,
+def _in_new_folder(measure: Callable[[Setting, Path], Found], setting: Setting) -> Found:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(setting, Path(folder))
+
+
+MEASUREMENTS: dict[str, Callable[[Setting], Found]] = {
+    "published-fixtures": functools.partial(_in_new_folder, _published_fixtures),
+    "original-pipeline": functools.partial(_in_new_folder, _original_pipeline),
+    "build-speed": functools.partial(_in_new_folder, _build_speed),
+    "logistic-regression": functools.partial(_in_new_folder, _logistic_regression),
+    "deep-supervision": functools.partial(_in_new_folder, _deep_supervision),
+    "deep-supervision-auroc": functools.partial(_in_new_folder, _deep_supervision_auroc),
 }
+STUDY = Study("timeseries.mimic", MEASUREMENTS)
+run = STUDY.run
