@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -141,7 +141,11 @@ class EventDataset:
     @classmethod
     def concatenate(cls, datasets: Sequence[EventDataset]) -> EventDataset:
         """Put several series of the same kind, history and lead into one dataset, numbered in `series`."""
-        if not datasets or not all(isinstance(part, EventDataset) for part in datasets):
+        if (
+            not isinstance(datasets, Sequence)
+            or not datasets
+            or not all(isinstance(part, EventDataset) for part in datasets)
+        ):
             raise TypeError(f"datasets must be a list of EventDataset, got {shorten(datasets)}")
         for name in ("kind", "history", "lead"):
             values = {getattr(part, name) for part in datasets}
@@ -268,8 +272,10 @@ def _joined(indices: Sequence[pd.DatetimeIndex]) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(indices[0].append(list(indices[1:])))
 
 
-def _days(name: str, values: Any) -> tuple[pd.DatetimeIndex, Any]:
-    """Return times as days without a zone, and the zone."""
+def check_times(name: str, values: Any) -> pd.DatetimeIndex:
+    """Return times in one time zone or none, in the order given."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of dates, got {shorten(values)}")
     values = list(values) if not isinstance(values, (pd.Index, pd.Series, np.ndarray)) else values
     zones = {str(value.tzinfo) for value in values if getattr(value, "tzinfo", None) is not None}
     if zones and any(getattr(value, "tzinfo", None) is None for value in values):
@@ -285,6 +291,12 @@ def _days(name: str, values: Any) -> tuple[pd.DatetimeIndex, Any]:
         raise ValueError(f"{name} must be dates, got {shorten(values)} ({shorten(str(error))})") from None
     if times.hasnans:
         raise ValueError(f"{name} must not be missing, got NaT at position {int(np.argmax(times.isna()))}")
+    return times
+
+
+def _days(name: str, values: Any) -> tuple[pd.DatetimeIndex, Any]:
+    """Return times, which must be sorted, as days without a zone, and the zone."""
+    times = check_times(name, values)
     days = times.tz_localize(None).normalize()
     if not days.is_monotonic_increasing:
         i = int(np.argmax(np.diff(days.asi8) < 0))

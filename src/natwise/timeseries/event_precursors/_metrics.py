@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_real, check_same_length, shorten
 from natwise.result import Result
+from natwise.timeseries.event_precursors._dataset import check_times
 
 
 def event_metrics(y: Any, probability: Any, *, threshold: float = 0.5) -> dict[str, float]:
@@ -111,10 +112,7 @@ def compare_forecasts(
         raise TypeError(f"forecasts must be a mapping of at least one name to scores, got {shorten(forecasts)}")
     scores = np.stack([_checked(y, values, name, probabilities=False)[1] for name, values in forecasts.items()])
     y = _checked(y, scores[0], probabilities=False)[0]
-    try:
-        days = pd.DatetimeIndex(dates)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"dates must be dates, got {shorten(dates)} ({error})") from None
+    days = check_times("dates", dates)
     check_same_length(y=y, dates=days)
     check_integer("block_days", block_days, minimum=1)
     check_integer("n_resamples", n_resamples, minimum=2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from natwise.core.validation import check_integer, check_real
+from natwise.core.validation import check_flag, check_integer, check_real
 from natwise.timeseries.event_precursors._windows import Windows, windows_of
 
 
@@ -139,6 +139,8 @@ class HierarchicalAttentionLSTM(nn.Module):
             check_integer(name, value, minimum=1)
         size = check_integer("attention_dim", hidden_dim if attention_dim is None else attention_dim, minimum=1)
         check_real("dropout", dropout, minimum=0.0, maximum=1.0)
+        excerpts, counts = check_flag("excerpts", excerpts), check_flag("counts", counts)
+        past_labels = check_flag("past_labels", past_labels)
         self.vocab_size, self.counts, self.past_labels = vocab_size, counts, past_labels
         document_dim = hidden_dim if excerpts else embedding_dim
         if vocab_size is not None:

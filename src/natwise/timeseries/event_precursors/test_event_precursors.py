@@ -137,6 +137,7 @@ def test_bad_input_of_the_model():
         ({"hidden_dim": 2.0}, TypeError, "integer"),
         ({"attention_dim": 0}, ValueError, ">= 1"),
         ({"dropout": 2.0}, ValueError, "<= 1"),
+        ({"counts": 1}, TypeError, "True or False"),
     ]
     check_bad_input(HierarchicalAttentionLSTM, sizes, vocab_size=9, embedding_dim=2, hidden_dim=3)
 

@@ -133,7 +133,11 @@ def test_bad_input_of_a_dataset():
     other = EventDataset.from_documents(DAYS, np.eye(12), LABELS, 3, 1)
     check_bad_input(
         EventDataset.concatenate,
-        [({"datasets": [data, other]}, ValueError, "same kind"), ({"datasets": [1]}, TypeError, "list")],
+        [
+            ({"datasets": [data, other]}, ValueError, "same kind"),
+            ({"datasets": [1]}, TypeError, "list"),
+            ({"datasets": data}, TypeError, "list"),
+        ],
     )
 
 
@@ -428,6 +432,9 @@ def test_metrics_and_intervals():
         ({"y": y + 1}, ValueError, "0 or 1"),
         ({"dates": dates[:9]}, ValueError, "same length"),
         ({"dates": ["soon"] * 200}, ValueError, "dates must be dates"),
+        ({"dates": [pd.NaT] * 200}, ValueError, "missing"),
+        ({"dates": range(200)}, TypeError, "number 0"),
+        ({"dates": None}, TypeError, "sequence of dates"),
         ({"level": 1.0}, ValueError, "< 1"),
     ]
     check_bad_input(compare_forecasts, cases, y=y, forecasts={"good": good}, dates=dates)

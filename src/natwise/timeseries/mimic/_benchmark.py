@@ -127,7 +127,7 @@ class MimicBenchmark:
 
         chosen = _check_tasks(tasks)
         rules = CleaningRules.of(compat)
-        check_integer("events_per_part", events_per_part, minimum=1)
+        events_per_part = check_integer("events_per_part", events_per_part, minimum=1)
         folder = Path(out)
         check_folder(folder)
         if folder.resolve() == self.tables.folder.resolve():

@@ -15,6 +15,7 @@ from natwise.datasets import mimic3
 from ._series import EPS, Series, check_ends, read_frames, read_table
 
 IMPUTATIONS = ("previous", "normal_value", "next", "zero")
+MAX_STEPS = 1_000_000  # a century of hours
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,11 @@ class Discretizer:
             begins = series.hours[series.starts[:-1]]
         spans = self._ends(series, ends) - begins
         hours = series.hours - np.repeat(begins, series.lengths)
-        series = series.chosen((hours >= -EPS) & (hours <= np.repeat(spans, series.lengths) + EPS))
-        n_bins = (spans / self.timestep + 1.0 - EPS).astype(int)
+        if (spans / self.timestep > MAX_STEPS).any():
+            raise ValueError(f"end must be within {MAX_STEPS:,} timesteps of the start, got {spans.max():g} hours")
+        n_bins = np.maximum(spans / self.timestep + 1.0 - EPS, 0.0).astype(int)  # none for a stay that ends at once
+        inside = (hours >= -EPS) & (hours <= np.repeat(spans, series.lengths) + EPS)
+        series = series.chosen(inside & np.repeat(n_bins > 0, series.lengths))
         first_bin = np.concatenate([[0], np.cumsum(n_bins)])
         bins = ((series.hours - np.repeat(begins, series.lengths)) / self.timestep - EPS).astype(int)
         bins = np.minimum(bins, np.repeat(n_bins, series.lengths) - 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from natwise.core.validation import check_integer, check_option, check_real
+from natwise.core.validation import check_flag, check_integer, check_real, shorten
 from natwise.datasets import mimic3
 
 from ._recurrent import LSTMLayer, inside_mask
@@ -49,14 +50,14 @@ class Encoder(nn.Module):
         check_integer("hidden", hidden, minimum=2)
         check_integer("depth", depth, minimum=1)
         check_real("dropout", dropout, minimum=0.0, maximum=1.0)
-        check_option("causal", causal, (True, False))
+        check_flag("every_step", causal)
         if not causal and hidden % 2:
             raise ValueError(f"hidden must be even, half for each direction, got {hidden}")
-        per_direction = hidden if causal else hidden // 2
+        per_direction, n_columns = hidden if causal else hidden // 2, in_features
         layers: list[LSTMLayer] = []
         if channels is not None:
             check_integer("size_coef", size_coef, minimum=1)
-            own = [list(columns) for columns in channels]
+            own = _check_channels(channels)
             for _ in range(depth):
                 layers.append(LSTMLayer(own, per_direction, bidirectional=not causal, dropout=dropout))
                 own = _outputs_of(len(own), per_direction, layers[-1].directions)
@@ -66,10 +67,11 @@ class Encoder(nn.Module):
             layers.append(LSTMLayer([range(in_features)], per_direction, bidirectional=not causal, dropout=dropout))
             in_features = layers[-1].n_outputs
         layers.append(LSTMLayer([range(in_features)], hidden, dropout=dropout))
-        self.layers, self.n_outputs = nn.ModuleList(layers), hidden
+        self.layers, self.n_outputs, self.n_columns = nn.ModuleList(layers), hidden, n_columns
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return (batch, steps, n_outputs); after the end of a stay the last output stays."""
+        _check_batch(x, lengths, self.n_columns)
         inside = inside_mask(lengths, x.shape[1])
         for layer in self.layers:
             x = layer(x, inside)
@@ -155,7 +157,7 @@ class ChannelWiseLSTM(nn.Module):
     ):
         super().__init__()
         check_integer("n_outputs", n_outputs, minimum=1)
-        columns = channel_columns() if channels is None else [list(c) for c in channels]
+        columns = channel_columns() if channels is None else _check_channels(channels)
         self.encoder = Encoder(
             1 + max(max(c) for c in columns),
             hidden,
@@ -233,6 +235,34 @@ class _Head(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.linear(self.dropout(states if self.every_step else states[:, -1]))
         return logits
+
+
+def _check_channels(channels: Any) -> list[list[int]]:
+    """Return the columns of each variable when there is at least one of each."""
+    if isinstance(channels, (str, bytes)) or not isinstance(channels, Iterable):
+        raise TypeError(f"channels must be a list of lists of columns, got {shorten(channels)}")
+    checked = [[check_integer("channels", column, minimum=0) for column in columns] for columns in channels]
+    if not checked or not all(checked):
+        raise ValueError(f"channels must hold at least one column of each of at least one variable, got {checked}")
+    return checked
+
+
+def _check_batch(x: Any, lengths: Any, n_columns: int) -> None:
+    """Refuse batches that the layers would misread: x is (batch, steps, n_columns) float, lengths (batch,) integer."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a float tensor, got {shorten(getattr(x, 'dtype', x))}")
+    if x.ndim != 3 or x.shape[2] != n_columns or not x.numel():
+        raise ValueError(f"x must have shape (batch, steps, {n_columns}), none of them 0, got {tuple(x.shape)}")
+    if not isinstance(lengths, torch.Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"lengths must be an integer tensor, got {shorten(getattr(lengths, 'dtype', lengths))}")
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(f"lengths must have shape ({len(x)},), one per stay, got {tuple(lengths.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x must be finite, got NaN or infinity")
+    shortest, longest = (int(value) for value in torch.aminmax(lengths))
+    if shortest < 1 or longest > x.shape[1]:
+        wrong = shortest if shortest < 1 else longest
+        raise ValueError(f"lengths must lie within 1 and the {x.shape[1]} steps of x, got {wrong}")
 
 
 def _outputs_of(n_channels: int, hidden: int, directions: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_device, check_option
+from natwise.core.validation import check_array, check_device, check_flag, check_integer, check_option, check_real
 from natwise.result import Result, provenance
 
 from ._benchmark import TASKS
@@ -65,6 +65,16 @@ class BaselineSettings:
     max_epochs: int = 20
     batch_size: int = 8
     learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "depth", "size_coef", "max_epochs", "batch_size"):
+            check_integer(name, getattr(self, name), minimum=1)
+        for name in ("dropout", "replication"):
+            check_real(name, getattr(self, name), minimum=0.0, maximum=1.0)
+        check_flag("deep_supervision", self.deep_supervision)
+        check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
+        if check_array("task_weights", self.task_weights, shape=(4,)).min() < 0:
+            raise ValueError(f"task_weights must be >= 0, got {self.task_weights}")
 
 
 def published_settings(task: str, model: str) -> BaselineSettings:
@@ -127,7 +137,10 @@ def train_task(
         from ._logistic import train_logistic_regression
 
         return train_logistic_regression(folder, task, random_state=random_state)
-    settings = settings or published_settings(task, model)
+    if settings is None:
+        settings = published_settings(task, model)
+    elif not isinstance(settings, BaselineSettings):
+        raise TypeError(f"settings must be BaselineSettings, got {type(settings).__name__}")
     streams, discretizer = Streams.of(random_state), Discretizer()
     with provenance(device=device) as record:
         data = load_task(folder, task, discretizer)

@@ -312,6 +312,12 @@ def changed(**values):
     return frame
 
 
+def test_a_stay_that_ends_at_once_has_no_step():
+    first = changed(Hours=[0.0, 0.0])
+    assert Discretizer().transform(first).shape == (0, 76)
+    assert [len(matrix) for matrix in Discretizer().transform_many([GOOD, first, GOOD], [2.0, 0.0, 1.0])] == [2, 0, 1]
+
+
 def test_bad_input():
     check_bad_input(
         Discretizer,
@@ -328,6 +334,7 @@ def test_bad_input():
             ({"end": -1.0}, ValueError, ">= 0"),
             ({"end": np.nan}, ValueError, "finite"),
             ({"end": "late"}, TypeError, "numeric"),
+            ({"end": 1e12}, ValueError, "within 1,000,000 timesteps"),
         ],
         frame=GOOD,
     )

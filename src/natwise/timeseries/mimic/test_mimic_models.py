@@ -127,7 +127,39 @@ def test_bad_networks():
     check_bad_input(
         LSTMClassifier, [*cases, ({"dropout": 1.5}, ValueError, "<= 1"), ({"n_outputs": 0}, ValueError, ">= 1")]
     )
-    check_bad_input(ChannelWiseLSTM, [*cases, ({"size_coef": 0}, ValueError, ">= 1")])
+    channels = [
+        ({"channels": []}, ValueError, "at least one"),
+        ({"channels": [[0], []]}, ValueError, "at least one"),
+        ({"channels": [["a"]]}, TypeError, "integer"),
+        ({"channels": 3}, TypeError, "list of lists"),
+    ]
+    check_bad_input(ChannelWiseLSTM, [*cases, *channels, ({"size_coef": 0}, ValueError, ">= 1")])
+    settings = [
+        ({"depth": 0}, ValueError, ">= 1"),
+        ({"batch_size": 1.5}, TypeError, "integer"),
+        ({"replication": "x"}, TypeError, "number"),
+        ({"deep_supervision": "no"}, TypeError, "True or False"),
+        ({"task_weights": (1.0, 2.0)}, ValueError, "shape"),
+        ({"task_weights": (-1.0, 1.0, 1.0, 1.0)}, ValueError, ">= 0"),
+    ]
+    check_bad_input(BaselineSettings, settings)
+
+
+def test_bad_batches():
+    x, lengths = torch.zeros(2, 5, 4), torch.tensor([5, 3])
+    cases = [
+        ({"x": x.numpy()}, TypeError, "float tensor"),
+        ({"x": x.int()}, TypeError, "float tensor"),
+        ({"x": x[0]}, ValueError, "(batch, steps, 4)"),
+        ({"x": x[..., :3]}, ValueError, "(batch, steps, 4)"),
+        ({"x": x * np.nan}, ValueError, "finite"),
+        ({"lengths": [5, 3]}, TypeError, "integer tensor"),
+        ({"lengths": lengths.float()}, TypeError, "integer tensor"),
+        ({"lengths": lengths[:1]}, ValueError, "(2,)"),
+        ({"lengths": lengths * 0}, ValueError, "within 1 and the 5 steps"),
+        ({"lengths": lengths + 1}, ValueError, "within 1 and the 5 steps"),
+    ]
+    check_bad_input(LSTMClassifier(4, 4).forward, cases, x=x, lengths=lengths)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +243,7 @@ def test_bad_training(small, tmp_path):
             ({"task": "readmission"}, ValueError, "phenotyping"),
             ({"model": "gru"}, ValueError, "lstm"),
             ({"device": "abacus"}, ValueError, "cuda"),
+            ({"settings": {"hidden": 4}}, TypeError, "BaselineSettings"),
             ({"task": "multitask", "model": "logistic_regression"}, ValueError, "decompensation"),
         ],
         folder=small,
