@@ -9,7 +9,7 @@ import torch
 from natwise.core.validation import check_integer
 from natwise.lm.continuous_cot._checks import check_targets
 from natwise.lm.continuous_cot._distributions import trace_loss
-from natwise.lm.continuous_cot._model import ContinuousCoT
+from natwise.lm.continuous_cot._model import ContinuousCoT, check_cot
 
 
 def coconut_loss(cot: ContinuousCoT, prompt: Any, targets: Any, n_latent: int, *, mask: Any = None) -> torch.Tensor:
@@ -33,8 +33,14 @@ def coconut_loss(cot: ContinuousCoT, prompt: Any, targets: Any, n_latent: int, *
     tensor of shape ()
         In nats: sum over taught steps, mean over prompts.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `ContinuousCoT.loss`, and for stages that there are not.
+
     Source: Hao and others, Training Large Language Models to Reason in a Continuous Latent Space, 2024.
     """
+    check_cot(cot)
     prompt, mask = cot.check_prompt(prompt, mask)
     aims = check_targets(targets, len(prompt), cot.n_tokens, cot.device)
     stage = check_integer("n_latent", n_latent, minimum=0, maximum=aims.shape[1] - 1)

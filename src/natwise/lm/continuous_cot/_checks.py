@@ -18,6 +18,7 @@ def check_ids(name: str, value: Any, shape: Sequence[str | int | None], n_tokens
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
+        check_dense(name, value)
         check_shape(name, tuple(value.shape), shape)
         ids = value.to(device=device, dtype=torch.int64)
     else:
@@ -32,7 +33,7 @@ def check_ids(name: str, value: Any, shape: Sequence[str | int | None], n_tokens
 
 
 def check_mask(value: Any, shape: Sequence[int], device: Any) -> torch.Tensor:
-    """Return the mask of a prompt as an int64 tensor; padding must stand on the left."""
+    """Return the mask of a prompt, both (n_prompts, length), as an int64 tensor; padding must stand on the left."""
     mask = torch.as_tensor(check_array("mask", value, shape=shape), device=device)
     if not ((mask == 0) | (mask == 1)).all() or (mask[:, 1:] < mask[:, :-1]).any() or not (mask[:, -1] == 1).all():
         raise ValueError("mask must be 0 on padding, which stands on the left, and 1 on tokens, at least one per row")
@@ -40,9 +41,10 @@ def check_mask(value: Any, shape: Sequence[int], device: Any) -> torch.Tensor:
 
 
 def check_simplex(name: str, value: Any, shape: Sequence[str | int | None], device: Any = None) -> torch.Tensor:
-    """Return distributions over the last axis as a float tensor, in float32 or float64."""
+    """Return distributions over the last of the axes in `shape` as a float tensor, in float32 or float64."""
     tolerance = SIMPLEX_TOLERANCE
     if isinstance(value, torch.Tensor) and value.is_floating_point():
+        check_dense(name, value)
         check_shape(name, tuple(value.shape), shape)
         tolerance = max(tolerance, torch.finfo(value.dtype).eps)
         found = value.to(device=device, dtype=torch.promote_types(value.dtype, torch.float32))
@@ -57,8 +59,26 @@ def check_simplex(name: str, value: Any, shape: Sequence[str | int | None], devi
     return found
 
 
-def check_targets(value: Any, n_prompts: int, n_tokens: int, device: Any) -> torch.Tensor:
-    """Return targets of at least one step, distributions over the vocabulary."""
+def check_floats(
+    name: str, value: Any, shape: Sequence[str | int | None] | None = None, device: Any = None
+) -> torch.Tensor:
+    """Return finite numbers as a float tensor on `device`; an integer or boolean one becomes float64."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        check_dense(name, value)
+        found = value if device is None else value.to(device)
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    else:
+        found = torch.as_tensor(check_array(name, value), device=device)
+    if shape is not None:
+        check_shape(name, tuple(found.shape), shape)
+    return found
+
+
+def check_targets(
+    value: Any, n_prompts: str | int, n_tokens: str | int, device: Any = None
+) -> torch.Tensor:  # fmt: skip
+    """Return targets (n_prompts, steps >= 1, n_tokens), distributions over the vocabulary."""
     targets = check_simplex("targets", value, (n_prompts, "steps", n_tokens), device)
     if not targets.shape[1]:
         raise ValueError(f"targets must have at least one step, got shape {tuple(targets.shape)}")
@@ -66,11 +86,17 @@ def check_targets(value: Any, n_prompts: int, n_tokens: int, device: Any) -> tor
 
 
 def check_drawn(name: str, value: Any, shape: Sequence[str | int | None], n_tokens: int, device: Any) -> torch.Tensor:
-    """Return drawn tokens, at least one per thought, as an int64 tensor on `device`."""
+    """Return drawn tokens (..., k >= 1), k per thought, as an int64 tensor on `device`."""
     drawn = check_ids(name, value, shape, n_tokens, device)
     if not drawn.shape[-1]:
         raise ValueError(f"{name} must hold at least one token per thought, got shape {tuple(drawn.shape)}")
     return drawn
+
+
+def check_dense(name: str, value: torch.Tensor) -> None:
+    """Refuse sparse tensors of any shape."""
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of {value.layout}")
 
 
 def check_shape(name: str, got: tuple[int, ...], shape: Sequence[str | int | None]) -> None:

@@ -12,6 +12,8 @@ import torch
 from natwise.core.validation import check_array, check_integer
 from natwise.lm.continuous_cot._model import ContinuousCoT
 
+MAX_LENGTH = 40  # one of 2^length traces must stand out from the rounding of float64, which it does up to 45
+MAX_SUM = 4000  # for 0.8 GB of weights
 SHARPNESS = 60.0  # of attention; what leaks is exp(-60)
 ANSWER_GAP = 50.0  # logit per unit of sum
 EMPTY = -100.0  # logit of what has no probability
@@ -23,9 +25,9 @@ def subset_sum_transformer(length: int, max_digit: int) -> SubsetSumTransformer:
     Parameters
     ----------
     length : int
-        Number of digits m.
+        Number of digits m, at most 40: beyond, single traces are lost in rounding.
     max_digit : int
-        Largest digit.
+        Largest digit; ``length * max_digit`` may be up to 4000.
 
     Returns
     -------
@@ -34,15 +36,19 @@ def subset_sum_transformer(length: int, max_digit: int) -> SubsetSumTransformer:
         -length max_digit … length max_digit as float64 array (n, length, 2 length max_digit + 1): equal to
         `mnns_dataset`'s targets with all traces up to rounding, the answer at the last step.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that are not whole or out of these ranges.
+
     Examples
     --------
     >>> alpha = subset_sum_transformer(length=3, max_digit=4)([[2, 1, 4]])
     >>> alpha.shape, int(alpha[0, -1].argmax()) - 12
     ((1, 3, 25), 1)
     """
-    return SubsetSumTransformer(
-        check_integer("length", length, minimum=1), check_integer("max_digit", max_digit, minimum=1)
-    )
+    length = check_integer("length", length, minimum=1, maximum=MAX_LENGTH)
+    return SubsetSumTransformer(length, check_integer("max_digit", max_digit, minimum=1, maximum=MAX_SUM // length))
 
 
 class SubsetSumTransformer(torch.nn.Module):
@@ -91,14 +97,14 @@ class SubsetSumTransformer(torch.nn.Module):
 
     def __call__(self, digits: Any = None, **inputs: Any) -> Any:
         """Return the distributions for digits; with ``inputs_embeds=`` the logits, as any language model."""
-        if digits is None:
-            return super().__call__(**inputs)
-        return self.distributions(digits)
+        return super().__call__(**inputs) if inputs else self.distributions(digits)
 
     def distributions(self, digits: Any) -> np.ndarray:
-        """Return what the model thinks about digits (n, length), on its own thoughts: (n, length, n_sums)."""
+        """Return what the model thinks about digits (n, length), on its own thoughts: float64 (n, length, n_sums)."""
         array = check_array("digits", digits, shape=("n", self.length), dtype=np.int64)
-        if array.size and not (array.min() >= 0 and array.max() <= self.max_digit):
+        if not len(array):
+            raise ValueError(f"digits must hold at least one sequence, got shape {array.shape}")
+        if not (array.min() >= 0 and array.max() <= self.max_digit):
             wrong = array[(array < 0) | (array > self.max_digit)][0]
             raise ValueError(f"digits must be in 0 … {self.max_digit}, got {wrong}")
         arrow = np.full((len(array), 1), self.max_digit + 1)
@@ -125,7 +131,7 @@ class SubsetSumTransformer(torch.nn.Module):
         return SimpleNamespace(logits=torch.nn.functional.pad(logits, (self.max_digit + 2, 0), value=EMPTY))
 
     def _positions(self, count: int) -> torch.Tensor:
-        """Position t carries key t, position length + t asks for key t."""
+        """Return (count, width): position t carries key t, position length + t asks for key t."""
         found = torch.zeros(count, self.query.stop, dtype=torch.float64)
         steps = torch.arange(count)
         found[steps[: self.length], self.key.start + steps[: self.length]] = 1.0

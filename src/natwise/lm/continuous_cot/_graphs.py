@@ -209,6 +209,7 @@ def load_prosqa(data_dir: str | os.PathLike[str] | None = None) -> GraphQuestion
 
 
 def _parse(entry: dict[str, Any]) -> tuple[np.ndarray, int, int, int, bool, int]:
+    """Return edges (n_edges, 2), root, answer, wrong, swapped and the number of nodes of an entry of the file."""
     symbols = entry["idx_to_symbol"]
     edges = np.array(entry["edges"], dtype=np.int64).reshape(-1, 2)
     root, answer, wrong = (int(entry[name]) for name in ("root", "target", "neg_target"))
@@ -219,6 +220,7 @@ def _parse(entry: dict[str, Any]) -> tuple[np.ndarray, int, int, int, bool, int]
 
 
 def _check_hops(hops: Any) -> tuple[int, int]:
+    """Return least and greatest number of hops."""
     if not isinstance(hops, Sequence) or len(hops) != 2:
         raise TypeError(f"hops must be a pair of integers, got {hops!r}")
     low = check_integer("hops[0]", hops[0], minimum=1)
@@ -226,7 +228,7 @@ def _check_hops(hops: Any) -> tuple[int, int]:
 
 
 def _grow(rng: np.random.Generator, n_nodes: int, n_edges: int) -> np.ndarray:
-    """Return the edges of an acyclic graph; nodes 0 and 1 are sources, later nodes hang below one or both."""
+    """Return edges (at most n_edges, 2) of an acyclic graph; later nodes hang below the sources 0, 1 or both."""
     sides, depths = [1, 2], [0, 0]  # which sources lead to a node, as bits
     edges: set[tuple[int, int]] = set()
     for node in range(2, n_nodes):
@@ -253,6 +255,7 @@ def _pick(rng: np.random.Generator, sides: list[int], depths: list[int], side: i
 def _ask(
     edges: np.ndarray, n_nodes: int, hops: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, int, int, int] | None:  # fmt: skip
+    """Return edges (n_edges, 2), root, answer and wrong candidate, or None when the graph has no such leaves."""
     leaves = np.setdiff1d(np.arange(2, n_nodes), edges[:, 0])
     from_root, from_other = (_distances(edges, n_nodes, source)[leaves] for source in (0, 1))
     right = leaves[(from_root >= hops[0]) & (from_root <= hops[1])]
@@ -263,19 +266,21 @@ def _ask(
 
 
 def _renumber(question: tuple[np.ndarray, int, int, int], n_nodes: int, rng: np.random.Generator) -> tuple[Any, ...]:
+    """Return a question (edges, root, answer, wrong) with nodes and edges in random order."""
     edges, *nodes = question
     names = rng.permutation(n_nodes)
     return (names[rng.permutation(edges)], *names[nodes])
 
 
 def _gather(questions: list[tuple[Any, ...]], n_nodes: int, rng: np.random.Generator) -> GraphQuestions:
+    """Return questions (edges, root, answer, wrong) as one object; a coin says which candidate is named first."""
     edges, roots, answers, wrong = zip(*questions, strict=True)
     swapped = rng.random(len(edges)) < 0.5
     return GraphQuestions(edges, np.array(roots), np.array(answers), np.array(wrong), swapped, n_nodes)
 
 
 def _distances(edges: np.ndarray, n_nodes: int, source: int) -> np.ndarray:
-    """Return the fewest edges from `source` to each node, -1 where none lead."""
+    """Return the fewest of the edges (n_edges, 2) from `source` to each node, (n_nodes,), -1 where none lead."""
     found = np.full(n_nodes, -1)
     found[source] = 0
     for step in range(1, n_nodes):
@@ -288,7 +293,10 @@ def _distances(edges: np.ndarray, n_nodes: int, source: int) -> np.ndarray:
 
 
 def _shortest_path(edges: np.ndarray, n_nodes: int, root: int, answer: int) -> np.ndarray:
-    """Return the nodes after the root, to the answer; where several paths are shortest, by the least numbers back."""
+    """Return the nodes (hops,) after the root, to the answer; of several shortest paths the one of least numbers back.
+
+    Edges are (n_edges, 2).
+    """
     distances = _distances(edges, n_nodes, root)
     path = [answer]
     while distances[path[-1]] > 1:
@@ -298,6 +306,7 @@ def _shortest_path(edges: np.ndarray, n_nodes: int, root: int, answer: int) -> n
 
 
 def _thoughts(edges: np.ndarray, n_nodes: int, root: int, steps: int, kind: str) -> np.ndarray:
+    """Return distributions over nodes, (steps, n_nodes): see `GraphQuestions.token_targets`."""
     if kind == "within":
         distances = _distances(edges, n_nodes, root)
         weights = np.array([(distances > 0) & (distances <= step) for step in range(1, steps + 1)], dtype=float)

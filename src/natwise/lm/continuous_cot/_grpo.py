@@ -14,11 +14,14 @@ from sklearn.exceptions import ConvergenceWarning
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer
 from natwise.core.validation import check_integer, check_option, check_real, shorten
+from natwise.lm.continuous_cot._checks import check_floats
 from natwise.lm.continuous_cot._distributions import evaluation
-from natwise.lm.continuous_cot._model import RATIOS, ContinuousCoT
+from natwise.lm.continuous_cot._model import ContinuousCoT, check_cot
 from natwise.lm.continuous_cot._objectives import (
+    LARGEST,
     NO_SPREAD,
     Reward,
+    check_objective,
     clipped_objective,
     dirichlet_log_probs,
     token_log_probs,
@@ -114,17 +117,16 @@ class GRPO:
         return np.array(rollouts.rewards)
 
     def _check(self, cot: Any, reward: Any) -> None:
-        if not isinstance(cot, ContinuousCoT):
-            raise TypeError(f"cot must be a ContinuousCoT, got {type(cot).__name__}")
+        """Refuse wrong options."""
+        check_cot(cot)
         if not callable(reward):
             raise TypeError(f"reward must be callable, got {shorten(reward)}")
         check_option("policy", self.policy, POLICIES)
-        check_option("ratio", self.ratio, RATIOS)
+        check_objective(self.clip, self.kl_weight, self.ratio)
         for name, least in (("steps", 1), ("n_tokens", 1), ("n_rollouts", 2), ("batch_size", 1), ("max_iter", 1)):
             check_integer(name, getattr(self, name), minimum=least)
-        for name in ("concentration", "clip"):
-            check_real(name, getattr(self, name), minimum=0.0, exclusive=True)
-        check_real("kl_weight", self.kl_weight, minimum=0.0)
+        for name in ("concentration", "learning_rate"):
+            check_real(name, getattr(self, name), minimum=0.0, maximum=LARGEST, exclusive=True)
 
 
 class _Rollouts:
@@ -150,9 +152,8 @@ class _Rollouts:
             )  # fmt: skip
         else:
             thoughts, final = self.cot.sample_dirichlet(prompt, options.steps, options.concentration, rng, mask=mask)
-        rewards = torch.as_tensor(self.reward(rows, thoughts, final)).double()
-        if rewards.shape != final.shape or not torch.isfinite(rewards).all():
-            raise ValueError(f"reward must return {len(final)} finite numbers, got shape {tuple(rewards.shape)}")
+        given = self.reward(rows, thoughts, final)
+        rewards = check_floats("what reward returns", given, tuple(final.shape), self.device).double()
         self.rewards.append(float(rewards.mean()))
         drawn = (rows, thoughts, final, rewards)
         grouped = tuple(part.unflatten(0, (batch_size, options.n_rollouts)) for part in drawn)
@@ -160,7 +161,7 @@ class _Rollouts:
         return grouped
 
     def loss(self, model: torch.nn.Module, batch: tuple[torch.Tensor, ...], step: int) -> torch.Tensor:
-        """Return the GRPO loss of the model on rollouts that it has just drawn."""
+        """Return the GRPO loss () of the model on rollouts (`draw`) that it has just drawn."""
         rewards = batch[-1]
         with evaluation(model):
             new = self._log_probs(model, batch)
@@ -172,6 +173,7 @@ class _Rollouts:
         return clipped_objective(new, old, ref, rewards, self.options.clip, self.options.kl_weight)
 
     def _log_probs(self, model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the log-density of every step of a batch that was drawn, (batch_size, n_rollouts, steps)."""
         rows, thoughts, final, _ = (part.flatten(0, 1) for part in batch)
         logits = model(self.prompt[rows], thoughts, None if self.mask is None else self.mask[rows])
         if self.options.policy == "tokens":

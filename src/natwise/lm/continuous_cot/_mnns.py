@@ -12,9 +12,12 @@ import numpy as np
 import torch
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_array, check_integer, check_option, check_real
+from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
 
 MAX_SEQUENCES = 1_000_000
+MAX_LENGTH = 20
+MAX_NUMBERS = 400_000_000  # partial sums of all choices of signs, or entries of targets
+BLOCK = 4_000_000  # partial sums held at a time
 KINDS = ("superposed", "trace", "answer")
 BOS, ARROW, FIRST_DIGIT = 1, 3, 6  # PAD 0, BOS 1, EOS 2, arrow 3, plus 4, minus 5, digits, sums
 
@@ -77,7 +80,7 @@ class MNNS:
             without a chain of thought, so that there are as many passes.
         """
         check_integer("n_arrows", n_arrows, minimum=0)
-        digits = self.digits[rows] + FIRST_DIGIT
+        digits = self.digits[self._rows(rows)] + FIRST_DIGIT
         first, last = np.full((len(digits), 1), BOS), np.full((len(digits), n_arrows), ARROW)
         return torch.from_numpy(np.concatenate([first, digits, last], axis=1))
 
@@ -91,12 +94,23 @@ class MNNS:
         kind : {"superposed", "trace", "answer"}
             `targets`; the discrete trace as one-hot rows; or the answer alone, one step.
         """
+        rows = self._rows(rows)
         if check_option("kind", kind, KINDS) == "superposed":
             chosen = self.targets[rows]
         else:
-            sums = self.traces[rows] if kind == "trace" else self.answers[rows][:, None]
+            sums = self.traces[rows] if kind == "trace" else self.answers[rows, None]
             chosen = (sums[..., None] == self.states).astype(np.float64)
         return torch.nn.functional.pad(torch.from_numpy(chosen).float(), (self.first_state, 0))
+
+    def _rows(self, rows: Any) -> np.ndarray:
+        """Return what an index chooses as row numbers (n_rows,); one number is one row."""
+        try:
+            chosen = np.atleast_1d(np.arange(len(self.digits))[rows])
+        except IndexError as error:
+            raise ValueError(f"rows must choose among {len(self.digits)} sequences, got {shorten(rows)}") from error
+        if chosen.ndim > 1:
+            raise ValueError(f"rows must be an index of one axis, got {shorten(rows)}")
+        return chosen
 
 
 def mnns_dataset(
@@ -110,7 +124,7 @@ def mnns_dataset(
     low, high : int
         Smallest and largest digit, 0 <= low <= high.
     length : int
-        Digits per sequence, m.
+        Digits per sequence, m, at most 20.
     budget : int, optional
         Traces kept per sequence, 1 … 2^length, those with the least absolute sum first. Default: all.
     train_fraction : float
@@ -127,18 +141,19 @@ def mnns_dataset(
     Raises
     ------
     ValueError
-        For impossible ranges, budgets and fractions, and above a million sequences.
+        For impossible ranges, budgets and fractions, and above a million sequences or 4e8 partial sums or targets.
     """
     low = check_integer("low", low, minimum=0)
-    high = check_integer("high", high, minimum=max(low, 1))
-    length = check_integer("length", length, minimum=1)
+    high = check_integer("high", high, minimum=max(low, 1), maximum=MAX_NUMBERS)
+    length = check_integer("length", length, minimum=1, maximum=MAX_LENGTH)
     check_real("train_fraction", train_fraction, minimum=0.0, maximum=1.0, exclusive=True)
     count = (high - low + 1) ** length
     if count > MAX_SEQUENCES:
         raise ValueError(f"length must leave at most {MAX_SEQUENCES:,} sequences, got {length}: {count:,}")
+    _check_size("length", count, length, length * high)
     digits = np.array(list(itertools.product(range(low, high + 1), repeat=length)), dtype=np.int64)
     targets = mnns_targets(digits, budget=budget, max_sum=length * high)
-    traces = _discrete_traces(digits)
+    traces = np.concatenate([_discrete_traces(block) for block in _blocks(digits)])
     states = np.arange(-length * high, length * high + 1)
     targets[:, -1] = traces[:, -1:] == states
     train, validation = _split(digits, train_fraction, random_state)
@@ -167,21 +182,29 @@ def mnns_targets(digits: Any, *, budget: int | None = None, max_sum: int | None 
     Raises
     ------
     TypeError, ValueError
-        For digits that are negative or not whole, budgets that do not exist, and sums outside the vocabulary (the
-        original code drops their mass without a word).
+        For digits that are negative, not whole or more than 20, budgets that do not exist, more than 4e8 partial sums
+        or targets, and sums outside the vocabulary (the original code drops their mass without a word).
     """
     array = check_array("digits", digits, shape=("n", "m"), dtype=np.int64)
     if not array.size:
         raise ValueError(f"digits must hold at least one sequence of at least one digit, got shape {array.shape}")
-    if (array < 0).any():
-        raise ValueError(f"digits must be >= 0, got {array.min()}")
     n, m = array.shape
+    if not (array.min() >= 0 and array.max() <= MAX_NUMBERS and m <= MAX_LENGTH):
+        wrong = f"{m} from {array.min()} to {array.max()}"
+        raise ValueError(f"digits must be at most {MAX_LENGTH}, each >= 0 and <= {MAX_NUMBERS:,}, got {wrong}")
     kept = 2**m if budget is None else check_integer("budget", budget, minimum=1, maximum=2**m)
     largest = int(array.sum(axis=1).max())
     limit = largest if max_sum is None else check_integer("max_sum", max_sum, minimum=0)
     if largest > limit:
         raise ValueError(f"max_sum must be at least the largest sum of digits, {largest}, got {limit}")
-    sums = _partial_sums(array)[:, ::-1]  # signs in ascending order: the last tie-break, as sorting is stable
+    _check_size("digits" if max_sum is None else "max_sum", n, m, limit)
+    return np.concatenate([_kept_shares(block, kept, limit) for block in _blocks(array)])
+
+
+def _kept_shares(digits: np.ndarray, kept: int, limit: int) -> np.ndarray:
+    """Return the shares of the best traces of digits (n, m) in each sum, (n, m, 2 limit + 1)."""
+    n, m = digits.shape
+    sums = _partial_sums(digits)[:, ::-1]  # signs in ascending order: the last tie-break, as sorting is stable
     final = sums[..., -1]
     best = np.argsort(2 * np.abs(final) + (final < 0), axis=1, kind="stable")[:, :kept]
     chosen = np.take_along_axis(sums, best[..., None], axis=1)
@@ -190,13 +213,27 @@ def mnns_targets(digits: Any, *, budget: int | None = None, max_sum: int | None 
     return np.bincount(cells.ravel(), minlength=n * m * width).reshape(n, m, width) / kept
 
 
+def _check_size(name: str, n: int, m: int, limit: int) -> None:
+    """Refuse n sequences of m digits with sums up to `limit` that are too many to enumerate or to hold."""
+    if n * m * max(2**m, 2 * limit + 1) > MAX_NUMBERS:
+        got = f"{n:,} x {m} digits and sums up to {limit:,}"
+        raise ValueError(f"{name} must leave at most {MAX_NUMBERS:,} partial sums or targets, got {got}")
+
+
+def _blocks(digits: np.ndarray) -> list[np.ndarray]:
+    """Return digits (n, m) in parts of which all partial sums fit into memory."""
+    n, m = digits.shape
+    return np.array_split(digits, min(n, -(-n * m * 2**m // BLOCK)))
+
+
 def _partial_sums(digits: np.ndarray) -> np.ndarray:
-    """Return the sums of all choices of signs, (n, 2^m, m), plus before minus."""
+    """Return the sums of digits (n, m) for all choices of signs, (n, 2^m, m), plus before minus."""
     signs = np.array(list(itertools.product((1, -1), repeat=digits.shape[1])))
     return np.cumsum(signs * digits[:, None], axis=-1)
 
 
 def _discrete_traces(digits: np.ndarray) -> np.ndarray:
+    """Return the partial sums (n, m) of the first choice of signs that attains the answer for digits (n, m)."""
     sums = _partial_sums(digits)
     final = sums[..., -1]
     first = np.where(final >= 0, final, np.iinfo(np.int64).max).argmin(axis=1)
@@ -204,7 +241,7 @@ def _discrete_traces(digits: np.ndarray) -> np.ndarray:
 
 
 def _split(digits: np.ndarray, fraction: float, random_state: RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of the two sides; sets of digits are shuffled by Python's generator, as in the original code."""
+    """Return the rows of digits (n, m) of both sides; sets are shuffled by Python's generator, as in the original."""
     sets, member = np.unique(np.sort(digits, axis=1), axis=0, return_inverse=True)
     n_train = int(fraction * len(sets))
     if not 0 < n_train < len(sets):

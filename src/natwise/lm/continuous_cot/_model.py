@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_integer, check_option, check_real
+from natwise.core.validation import check_integer, check_option, check_real, shorten
 from natwise.lm.continuous_cot._checks import check_drawn, check_ids, check_mask, check_simplex, check_targets
 from natwise.lm.continuous_cot._distributions import evaluation, floored, probabilities, trace_loss
 
@@ -36,6 +36,12 @@ class Generation:
     def answer(self) -> torch.Tensor:
         """The most probable last token, shape (n_prompts,), int64."""
         return self.distributions[:, -1].argmax(dim=-1)
+
+
+def check_cot(cot: Any) -> None:
+    """Refuse a model that was not made a `ContinuousCoT`."""
+    if not isinstance(cot, ContinuousCoT):
+        raise TypeError(f"cot must be a ContinuousCoT, got {shorten(cot)} ({type(cot).__name__})")
 
 
 class ContinuousCoT(torch.nn.Module):
@@ -79,8 +85,8 @@ class ContinuousCoT(torch.nn.Module):
             raise TypeError(f"model must be a torch module with get_input_embeddings, got {kind}")
         parameters = inspect.signature(model.forward).parameters
         self._accepted = frozenset(parameters)
-        wraps = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())  # hands on what it gets
-        if "inputs_embeds" not in self._accepted and not wraps:
+        self._wraps = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())  # hands on
+        if "inputs_embeds" not in self._accepted and not self._wraps:
             raise TypeError(f"model must take inputs_embeds, got {type(model).__name__} that does not")
         self.model = model
 
@@ -121,6 +127,7 @@ class ContinuousCoT(torch.nn.Module):
         return self._one_pass(ids, self._check_thoughts(thoughts, len(ids)), mask)
 
     def _one_pass(self, ids: torch.Tensor, thoughts: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the logits (n_prompts, steps, n_tokens) that `forward` does, of arguments that are checked."""
         embedded = torch.cat([self.model.get_input_embeddings()(ids), self.embed(thoughts)], dim=1)
         steps = thoughts.shape[1] + 1
         return self._call(embedded, mask, logits_to_keep=steps, use_cache=False).logits[:, -steps:]
@@ -224,18 +231,13 @@ class ContinuousCoT(torch.nn.Module):
         k = check_integer("n_tokens", n_tokens, minimum=1)
         temperature = k if check_option("ratio", ratio, RATIOS) == "temperature" else 1
         generator = self._generator(random_state)
-        drawn: list[torch.Tensor] = []
 
-        def feed(step: int, logits: torch.Tensor, output: Any) -> torch.Tensor:
+        def draw(logits: torch.Tensor) -> torch.Tensor:
             p = probabilities(logits[:, 0] / temperature)
-            drawn.append(torch.multinomial(p, k, replacement=True, generator=generator)[:, None])
-            return self.embed(drawn[-1])
+            return torch.multinomial(p, k, replacement=True, generator=generator)[:, None]
 
-        with evaluation(self):
-            logits = self.unroll(prompt, steps, feed, mask)
-        final = torch.multinomial(probabilities(logits[:, -1]), 1, generator=generator)[:, 0]
-        tokens = torch.cat(drawn, dim=1) if drawn else final.new_empty(len(final), 0, k)
-        return tokens, final
+        drawn, final = self._rollout(prompt, steps, draw, generator, mask)
+        return torch.cat([final.new_empty(len(final), 0, k), *drawn], dim=1), final
 
     @torch.no_grad()
     def sample_dirichlet(
@@ -267,19 +269,30 @@ class ContinuousCoT(torch.nn.Module):
         scale = check_real("concentration", concentration, minimum=0.0, exclusive=True)
         check_real("floor", floor, minimum=0.0, maximum=1.0, exclusive=True)
         generator = self._generator(random_state)
+
+        def draw(logits: torch.Tensor) -> torch.Tensor:
+            gammas = torch._standard_gamma(scale * floored(probabilities(logits.double()), floor), generator=generator)
+            gammas = gammas.clamp(min=1e-290)  # small parameters underflow; the density needs positive points
+            return gammas / gammas.sum(dim=-1, keepdim=True)
+
+        drawn, final = self._rollout(prompt, steps, draw, generator, mask)
+        none = torch.empty(len(final), 0, self.n_tokens, dtype=torch.float64, device=final.device)
+        return torch.cat([none, *drawn], dim=1), final
+
+    def _rollout(
+        self, prompt: Any, steps: int, draw: Callable[[torch.Tensor], torch.Tensor], generator: torch.Generator,
+        mask: Any,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:  # fmt: skip
+        """Return what is drawn from each thought's logits (n_prompts, 1, n_tokens), and the answers (n_prompts,)."""
         drawn: list[torch.Tensor] = []
 
         def feed(step: int, logits: torch.Tensor, output: Any) -> torch.Tensor:
-            gammas = torch._standard_gamma(scale * floored(probabilities(logits.double()), floor), generator=generator)
-            gammas = gammas.clamp(min=1e-290)  # small parameters underflow; the density needs positive points
-            drawn.append(gammas / gammas.sum(dim=-1, keepdim=True))
+            drawn.append(draw(logits))
             return self.embed(drawn[-1])
 
         with evaluation(self):
             logits = self.unroll(prompt, steps, feed, mask)
-        final = torch.multinomial(probabilities(logits[:, -1]), 1, generator=generator)[:, 0]
-        points = torch.cat(drawn, dim=1) if drawn else logits.new_empty(len(final), 0, self.n_tokens).double()
-        return points, final
+        return drawn, torch.multinomial(probabilities(logits[:, -1]), 1, generator=generator)[:, 0]
 
     def unroll(
         self, prompt: Any, steps: int, feed: Feed, mask: Any = None, *, hidden: bool = False
@@ -310,6 +323,8 @@ class ContinuousCoT(torch.nn.Module):
         for step in range(steps):
             more = step + 1 < steps
             output = self._call(embedded, mask, cache, hidden=hidden, use_cache=more, logits_to_keep=1)
+            if hidden and getattr(output, "hidden_states", None) is None:
+                raise ValueError(f"model must return hidden_states, got a {type(self.model).__name__} that does not")
             found.append(output.logits[:, -1:])
             if more:
                 thought = feed(step, found[-1], output)
@@ -329,10 +344,11 @@ class ContinuousCoT(torch.nn.Module):
         self, embedded: torch.Tensor, mask: torch.Tensor | None, cache: Any = None, *, hidden: bool = False,
         **options: Any,
     ) -> Any:  # fmt: skip
+        """Return the model's output for embeddings (n_prompts, positions, width) that follow what is cached."""
         options = {name: value for name, value in options.items() if name in self._accepted}
         if cache is not None:
             options["past_key_values"] = cache
-        if hidden:
+        if hidden and (self._wraps or "output_hidden_states" in self._accepted):
             options["output_hidden_states"] = True
         if mask is not None:
             length = embedded.shape[1] + (0 if cache is None else cache.get_seq_length())
@@ -349,11 +365,12 @@ class ContinuousCoT(torch.nn.Module):
         return ids, None if mask is None else check_mask(mask, tuple(ids.shape), self.device)
 
     def _check_thoughts(self, thoughts: Any, n_prompts: int) -> torch.Tensor:
+        """Return thoughts (n_prompts, steps - 1, n_tokens or k) on the model's device."""
         if not isinstance(thoughts, torch.Tensor):
             raise TypeError(f"thoughts must be a tensor, of floats or int64, got {type(thoughts).__name__}")
         if thoughts.is_floating_point():
             return check_simplex("thoughts", thoughts, (n_prompts, "steps - 1", self.n_tokens), self.device)
-        return check_drawn("thoughts", thoughts, (n_prompts, "steps - 1", "k"), self.n_tokens, thoughts.device)
+        return check_drawn("thoughts", thoughts, (n_prompts, "steps - 1", "k"), self.n_tokens, self.device)
 
     def _generator(self, random_state: RandomState) -> torch.Generator:
         return Streams.of(random_state).torch("thoughts", self.device)

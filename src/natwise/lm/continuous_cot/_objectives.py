@@ -10,12 +10,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from natwise.core.validation import check_array, check_integer, check_option, check_real
-from natwise.lm.continuous_cot._checks import check_drawn, check_ids, check_shape, check_simplex
+from natwise.core.validation import check_array, check_integer, check_option, check_real, shorten
+from natwise.lm.continuous_cot._checks import (
+    check_drawn,
+    check_floats,
+    check_ids,
+    check_simplex,
+    check_targets,
+)
 from natwise.lm.continuous_cot._distributions import floored, wide
 from natwise.lm.continuous_cot._model import RATIOS
 
 Reward: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+LARGEST = 1e30  # of options, which must be finite in float32
+MAX_LOG_RATIO = 80.0  # its exponential is finite in float32
 NO_SPREAD = "rewards are equal within every group: all advantages are 0, and only the KL term can have a gradient"
 
 
@@ -57,20 +65,18 @@ def grpo_loss(
 
     Source: section 4 of the paper, Eq. (4).
     """
-    check_option("ratio", ratio, RATIOS)
-    check_real("clip", clip, minimum=0.0, exclusive=True)
-    check_real("kl_weight", kl_weight, minimum=0.0)
+    check_objective(clip, kl_weight, ratio)
     if ref is None and kl_weight > 0:
         raise ValueError(f"ref must be given when kl_weight is {kl_weight}, got None")
-    logits = _float_tensor("new", new)
-    if logits.ndim < 3:
+    logits = check_floats("new", new)
+    if logits.ndim < 3 or not logits.numel():
         raise ValueError(f"new must have shape (..., n_rollouts, steps, n_tokens), got {tuple(logits.shape)}")
     *groups, steps, n_tokens = logits.shape
     drawn = check_drawn("tokens", tokens, (*groups, steps - 1, "k"), n_tokens, logits.device)
     answers = check_ids("final", final, groups, n_tokens, logits.device)
-    gains = _float_tensor("rewards", rewards, groups, logits.device)
+    gains = check_floats("rewards", rewards, groups, logits.device)
     given = {"old": old} if ref is None else {"old": old, "ref": ref}
-    others = [_float_tensor(name, value, logits.shape, logits.device).detach() for name, value in given.items()]
+    others = [check_floats(name, value, logits.shape, logits.device).detach() for name, value in given.items()]
     if not (gains != gains[..., :1]).any():
         warnings.warn(NO_SPREAD, UserWarning, stacklevel=2)
     log_p = [token_log_probs(one, drawn, answers, ratio) for one in (logits, *others)]
@@ -78,10 +84,20 @@ def grpo_loss(
     return loss if isinstance(new, torch.Tensor) else float(loss)
 
 
+def check_objective(clip: float, kl_weight: float, ratio: str) -> None:
+    """Refuse options that `grpo_loss` does not have."""
+    check_option("ratio", ratio, RATIOS)
+    check_real("clip", clip, minimum=0.0, maximum=LARGEST, exclusive=True)
+    check_real("kl_weight", kl_weight, minimum=0.0, maximum=LARGEST)
+
+
 def token_log_probs(
     logits: torch.Tensor, tokens: torch.Tensor, final: torch.Tensor, ratio: str = "geometric"
 ) -> torch.Tensor:
-    """Return the log-probability of every step of rollouts, (..., steps): of thoughts by convention, of the answer."""
+    """Return the log-probability of every step of rollouts, (..., steps): of thoughts by convention, of the answer.
+
+    Logits are (..., steps, n_tokens), the thoughts' tokens (..., steps - 1, k), answers (...).
+    """
     k = tokens.shape[-1]
     thoughts = wide(logits[..., :-1, :]) / (k if ratio == "temperature" else 1)
     each = thoughts.log_softmax(dim=-1).gather(-1, tokens)
@@ -92,7 +108,10 @@ def token_log_probs(
 def dirichlet_log_probs(
     logits: torch.Tensor, points: torch.Tensor, final: torch.Tensor, concentration: float, floor: float = 1e-3
 ) -> torch.Tensor:
-    """Return the log-density of every step of rollouts with Dirichlet thoughts, (..., steps), float64."""
+    """Return the log-density of every step of rollouts with Dirichlet thoughts, (..., steps), float64.
+
+    Logits are (..., steps, n_tokens), thoughts points (..., steps - 1, n_tokens), answers (...).
+    """
     alpha = floored(logits[..., :-1, :].double().softmax(dim=-1), floor)
     density = _dirichlet_log_density(points.log(), concentration * alpha)
     return torch.cat([density, _answer_log_prob(logits, final)], dim=-1)
@@ -105,10 +124,13 @@ def clipped_objective(
     centred = rewards - rewards.mean(dim=-1, keepdim=True)
     spread = centred.square().mean(dim=-1, keepdim=True).sqrt()
     advantages = (centred / spread.clamp(min=1e-12))[..., None].to(new.dtype)
-    ratio = (new - old).exp()
+    ratio = (new - old).clamp(max=MAX_LOG_RATIO).exp()
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     loss = -gain.mean()
-    return loss + kl_weight * torch.expm1(ref - new).sub(ref - new).mean() if kl_weight else loss
+    if not kl_weight:
+        return loss
+    log_ratio = (ref - new).clamp(max=MAX_LOG_RATIO)
+    return loss + kl_weight * (torch.expm1(log_ratio) - log_ratio).mean()
 
 
 def dirichlet_log_ratio(x: Any, alpha_new: Any, alpha_old: Any, concentration: float) -> Any:
@@ -117,7 +139,7 @@ def dirichlet_log_ratio(x: Any, alpha_new: Any, alpha_old: Any, concentration: f
     Parameters
     ----------
     x : array or tensor of shape (..., n_tokens)
-        Points of the simplex, positive.
+        Points of the simplex, positive, at least one.
     alpha_new, alpha_old : array or tensor of shape (..., n_tokens)
         Means of the two densities, positive, summing to one; leading axes broadcast against those of `x`.
     concentration : float
@@ -128,6 +150,11 @@ def dirichlet_log_ratio(x: Any, alpha_new: Any, alpha_old: Any, concentration: f
     array, or tensor when `x` or a mean is one, of shape (...)
         In nats, float64.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For points and means that are not positive or do not sum to one, or whose axes do not broadcast.
+
     Notes
     -----
     The original code restricts both densities to tokens that are probable at the moment, and fixes the concentration
@@ -136,8 +163,10 @@ def dirichlet_log_ratio(x: Any, alpha_new: Any, alpha_old: Any, concentration: f
     scale = check_real("concentration", concentration, minimum=0.0, exclusive=True)
     checked = []
     for name, value in (("x", x), ("alpha_new", alpha_new), ("alpha_old", alpha_old)):
-        n_axes = np.ndim(value) if not isinstance(value, torch.Tensor) else value.ndim
-        checked.append(check_simplex(name, value, [None] * max(n_axes, 1)).double())
+        given = check_floats(name, value)
+        if not given.numel():
+            raise ValueError(f"{name} must hold at least one point, got shape {tuple(given.shape)}")
+        checked.append(check_simplex(name, given, [None] * max(given.ndim, 1)).double())
         if not (checked[-1] > 0).all():
             raise ValueError(f"{name} must be > 0, got {float(checked[-1].min()):.6g}: the density is 0 or infinite")
     points, new, old = checked
@@ -146,6 +175,8 @@ def dirichlet_log_ratio(x: Any, alpha_new: Any, alpha_old: Any, concentration: f
             raise ValueError(f"{name} must broadcast against x, {tuple(points.shape)}, got {tuple(mean.shape)}")
     log_x = points.log()
     found = _dirichlet_log_density(log_x, scale * new) - _dirichlet_log_density(log_x, scale * old)
+    if not torch.isfinite(found).all():
+        raise ValueError(f"concentration must leave densities within float64, got {concentration}")
     return found if any(isinstance(value, torch.Tensor) for value in (x, alpha_new, alpha_old)) else found.numpy()
 
 
@@ -185,7 +216,7 @@ def process_reward(targets: Any, weight: float = 0.5) -> Reward:
     callable
         As of `answer_reward`.
     """
-    aims = check_simplex("targets", targets, (None, None, None))
+    aims = check_targets(targets, "n_prompts", "n_tokens")
     check_real("weight", weight, minimum=0.0)
     right = answer_reward(aims[:, -1].argmax(dim=-1))
 
@@ -208,7 +239,7 @@ def pass_at_k(correct: Any, ks: Sequence[int]) -> np.ndarray:
     correct : bool array or tensor of shape (n_prompts, n_samples)
         Which of the sampled answers are right.
     ks : sequence of int
-        Each in 1 … n_samples.
+        At least one, each in 1 … n_samples.
 
     Returns
     -------
@@ -220,33 +251,26 @@ def pass_at_k(correct: Any, ks: Sequence[int]) -> np.ndarray:
         raise ValueError(f"correct must hold 0 and 1 of at least one answer, got shape {right.shape}")
     n = right.shape[1]
     counts = right.sum(axis=1).astype(int)
+    if not check_array("ks", ks, shape=("n_ks",)).size:
+        raise ValueError(f"ks must hold at least one integer, got {shorten(ks)}")
     sizes = [check_integer(f"ks[{i}]", k, minimum=1, maximum=n) for i, k in enumerate(ks)]
     missed = np.array([[math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)] for k in sizes])
     return 1 - missed[:, counts].mean(axis=1)
 
 
 def _answer_log_prob(logits: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability (..., 1) of answers (...) under the last of logits (..., steps, n_tokens)."""
     return wide(logits[..., -1, :]).log_softmax(dim=-1).gather(-1, final[..., None])
 
 
 def _dirichlet_log_density(log_x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Return log-densities (...) at points, given by their logarithms (..., n_tokens), as the parameters are."""
     kernel = ((parameters - 1) * log_x).sum(dim=-1)
     return kernel + parameters.sum(dim=-1).lgamma() - parameters.lgamma().sum(dim=-1)
 
 
-def _float_tensor(name: str, value: Any, shape: Any = None, device: Any = None) -> torch.Tensor:
-    """Return a finite float tensor on `device`; an integer or boolean one becomes float64."""
-    if not isinstance(value, torch.Tensor):
-        value = torch.as_tensor(check_array(name, value), device=device)
-    found = value if value.is_floating_point() else value.double()
-    if shape is not None:
-        check_shape(name, tuple(found.shape), tuple(shape))
-    if not torch.isfinite(found).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return found.to(device) if device is not None else found
-
-
 def _broadcast(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether arrays of two shapes can be combined."""
     try:
         np.broadcast_shapes(tuple(a), tuple(b))
     except ValueError:

@@ -44,6 +44,7 @@ class Network:
 
 @functools.lru_cache(maxsize=8)
 def task(budget: int | None) -> MNNS:
+    """Return the sequences of four digits, with targets of the best `budget` traces."""
     return mnns_dataset(length=LENGTH, budget=budget)
 
 
@@ -83,7 +84,7 @@ def fit(
     cot: ContinuousCoT, network: Network, prompts: torch.Tensor, targets: torch.Tensor, seed: int,
     score: Callable[[], float], *, coconut: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Train in place on prompts and targets; return steps and the score at each."""
+    """Train in place on prompts (n, length) and targets (n, steps, n_tokens); return steps and the score at each."""
     marks = np.append(np.arange(0, network.steps, max(network.horizon // MARKS, 1)), network.steps)
     curve = []
 
@@ -116,6 +117,7 @@ def accuracy(cot: ContinuousCoT, name: str) -> float:
 
 
 def decodings(cot: ContinuousCoT, seed: int) -> dict[str, float]:
+    """Return the share of right answers by greedy, continuous and sampled decoding."""
     data = task(None)
     prompts = data.prompts(data.validation)
     found = {"greedy": accuracy(cot, "discrete"), "base": accuracy(cot, "cot2")}
@@ -125,6 +127,7 @@ def decodings(cot: ContinuousCoT, seed: int) -> dict[str, float]:
 
 
 def discrete_pass_at_k(cot: ContinuousCoT, seed: int) -> np.ndarray:
+    """Return Pass@k of sampled discrete chains for every k of `PASS_KS`."""
     data = task(None)
     prompts = data.prompts(data.validation).repeat_interleave(max(PASS_KS), dim=0)
     final = cot.sample(prompts, LENGTH, 1, Streams.of(seed).child("pass"))[1].cpu().numpy()
@@ -132,6 +135,7 @@ def discrete_pass_at_k(cot: ContinuousCoT, seed: int) -> np.ndarray:
 
 
 def _share(final: torch.Tensor, data: MNNS) -> float:
+    """Return the share of right answers among those to the validation sequences, (n_validation,)."""
     return float((final.cpu().numpy() == data.answer_tokens[data.validation]).mean())
 
 

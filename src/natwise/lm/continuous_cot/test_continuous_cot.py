@@ -5,6 +5,7 @@ golden.npz: reference numbers from the original implementation (targets, GRPO) a
 """
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,11 +50,7 @@ class PlainLM(torch.nn.Module):
         counts = torch.arange(1, inputs_embeds.shape[1] + 1)[:, None]
         hidden = (inputs_embeds.cumsum(dim=1) / counts).tanh()
 
-        class Output:
-            logits = self.head(hidden)
-            hidden_states = (hidden,)
-
-        return Output()
+        return SimpleNamespace(logits=self.head(hidden), hidden_states=(hidden,))
 
 
 SINGLE = {"llama", "mamba"}  # their normalisation computes in float32, whatever the dtype
@@ -330,6 +327,7 @@ def test_bad_input(prompt, targets):
     prompts = [
         ({"prompt": prompt + 10}, ValueError, "13"),
         ({"prompt": prompt.double()}, TypeError, "integers"),
+        ({"prompt": prompt.to_sparse()}, TypeError, "dense"),
         ({"prompt": prompt.numpy() / 2}, TypeError, "integers"),
         ({"prompt": [["a", "b"]]}, TypeError, "numeric"),
         ({"prompt": prompt[0]}, ValueError, "shape"),
@@ -343,6 +341,7 @@ def test_bad_input(prompt, targets):
         ({"targets": targets[:2]}, ValueError, "shape"),
         ({"targets": targets[:, :0]}, ValueError, "at least one step"),
         ({"targets": targets * 0.9}, ValueError, "0.9"),
+        ({"targets": targets.to_sparse()}, TypeError, "dense"),
         ({"targets": targets * torch.nan}, ValueError, "sum to 1"),
         ({"targets": negative}, ValueError, "sum to 1"),
         ({"targets": "x"}, TypeError, "numeric"),
@@ -353,6 +352,7 @@ def test_bad_input(prompt, targets):
     stage = [
         ({"n_latent": value}, kind, "n_latent") for value, kind in ((4, ValueError), (-1, ValueError), (1.0, TypeError))
     ]
+    stage.append(({"cot": cot.model}, TypeError, "GPT2"))
     check_bad_input(coconut_loss, [*prompts, *aims, *stage], cot=cot, prompt=prompt, targets=targets, n_latent=1)
     steps = [({"steps": 0}, ValueError, "steps"), ({"steps": 2.0}, TypeError, "integer")]
     check_bad_input(cot.generate, [*prompts, *steps, ({"feedback": "x"}, ValueError, "hidden")], prompt=prompt, steps=2)
@@ -377,7 +377,15 @@ def test_bad_input(prompt, targets):
         ({"thoughts": targets * torch.nan}, ValueError, "sum to 1"),
     ]
     check_bad_input(cot.forward, thoughts, prompt=prompt, thoughts=targets)
-    check_bad_input(trace_loss, [({"targets": targets[:, :1]}, ValueError, "shape")], logits=targets, targets=targets)
+    cases = [
+        ({"targets": targets[:, :1]}, ValueError, "shape"),
+        ({"targets": targets.numpy()}, TypeError, "ndarray"),
+        ({"logits": targets.long()}, TypeError, "int64"),
+        ({"logits": targets * torch.nan}, ValueError, "finite"),
+        ({"targets": -targets}, ValueError, ">= 0"),
+        ({"logits": targets[0], "targets": targets[0]}, ValueError, "(4, 13)"),
+    ]
+    check_bad_input(trace_loss, cases, logits=targets, targets=targets)
 
 
 def test_models_that_do_not_fit():
@@ -392,6 +400,14 @@ def test_models_that_do_not_fit():
 
     with pytest.raises(TypeError, match="inputs_embeds"):
         ContinuousCoT(NoEmbeds())
+
+    class NoHidden(PlainLM):
+        def forward(self, inputs_embeds):
+            return SimpleNamespace(logits=super().forward(inputs_embeds).logits)
+
+    with pytest.raises(ValueError, match="hidden_states"):
+        ContinuousCoT(NoHidden()).generate([[1]], 2, feedback="hidden")
+    assert ContinuousCoT(PlainLM()).generate([[1]], 2, feedback="hidden").answer.shape == (1,)
     broken = make("plain")
     with torch.no_grad():
         broken.model.head.bias[0] = torch.nan

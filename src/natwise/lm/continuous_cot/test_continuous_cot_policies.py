@@ -98,6 +98,15 @@ def test_clipping_stops_gains_not_losses():
         assert (slopes != 0).tolist() == ([False, True] if gain > 0 else [True, False])
 
 
+def test_policies_that_have_nothing_in_common_have_a_finite_loss():
+    new, old = torch.zeros(2, 3, 2, 5), torch.zeros(2, 3, 2, 5)
+    new[..., 0], old[..., 1] = 1e4, 1e4
+    rewards = torch.tensor([[1.0, 1, 1], [0, 1, 2]])
+    zeros = torch.zeros(2, 3, 2, dtype=torch.int64)
+    for ref in (new, old):
+        assert torch.isfinite(grpo_loss(new, old, ref, zeros[..., :1, None], zeros[..., 0], rewards, kl_weight=0.1))
+
+
 def test_equal_rewards_teach_nothing_and_are_said():
     with pytest.warns(UserWarning, match="equal"):
         assert grpo_loss(**rollouts(rewards=np.ones(6))) == 0
@@ -113,6 +122,9 @@ def test_grpo_bad_input():
     cases = [
         ({"new": np.zeros((6, 11))}, ValueError, "n_rollouts"),
         ({"new": np.full((6, 4, 11), np.inf)}, ValueError, "finite"),
+        ({"new": np.zeros((0, 4, 11))}, ValueError, "(0, 4, 11)"),
+        ({"new": torch.zeros((6, 4, 11), dtype=torch.complex64)}, TypeError, "complex64"),
+        ({"old": torch.full((6, 4, 11), torch.nan)}, ValueError, "finite"),
         ({"old": np.zeros((6, 4, 10))}, ValueError, "shape"),
         ({"ref": np.zeros((5, 4, 11))}, ValueError, "shape"),
         ({"ref": None, "kl_weight": 0.1}, ValueError, "given"),
@@ -128,6 +140,7 @@ def test_grpo_bad_input():
         ({"rewards": ["a"] * 6}, TypeError, "numeric"),
         ({"clip": 0.0}, ValueError, "> 0"),
         ({"clip": "a"}, TypeError, "number"),
+        ({"kl_weight": 1e300}, ValueError, "1e+30"),
         ({"kl_weight": -1.0}, ValueError, ">= 0"),
         ({"ratio": "product"}, ValueError, "geometric"),
     ]
@@ -176,10 +189,15 @@ def test_dirichlet_bad_input():
         ({"alpha_new": np.full(5, 0.2)}, ValueError, "broadcast"),
         ({"alpha_old": np.full((2, 3, 4), 0.25), "x": np.full((4, 4), 0.25)}, ValueError, "broadcast"),
         ({"alpha_new": np.array([1.0, 0.0, 0.0, 0.0])}, ValueError, "> 0"),
-        ({"alpha_old": uniform * np.nan}, ValueError, "sum"),
+        ({"alpha_old": uniform * np.nan}, ValueError, "finite"),
+        ({"x": [[0.5, 0.5], [1.0]]}, ValueError, "regular"),
+        ({"x": 1.0}, ValueError, "shape"),
+        ({"x": []}, ValueError, "at least one"),
+        ({"x": torch.full((4,), 0.25).to_sparse()}, TypeError, "dense"),
         ({"alpha_old": "abc"}, TypeError, "numeric"),
         ({"concentration": 0.0}, ValueError, "> 0"),
         ({"concentration": np.inf}, ValueError, "finite"),
+        ({"concentration": 1e308}, ValueError, "float64"),
         ({"concentration": None}, TypeError, "number"),
     ]
     check_bad_input(dirichlet_log_ratio, cases, x=uniform, alpha_new=uniform, alpha_old=uniform, concentration=2.0)
@@ -261,8 +279,11 @@ def test_grpo_options_are_checked():
         ({"concentration": -1.0}, ValueError, "> 0"),
         ({"cot": torch.nn.Linear(1, 1)}, TypeError, "ContinuousCoT"),
         ({"prompt": [[1, 99]]}, ValueError, "vocabulary"),
-        ({"reward": lambda rows, tokens, final: torch.zeros(3)}, ValueError, "finite numbers"),
-        ({"reward": lambda rows, tokens, final: final * torch.nan}, ValueError, "finite numbers"),
+        ({"reward": lambda rows, tokens, final: torch.zeros(3)}, ValueError, "shape"),
+        ({"reward": lambda rows, tokens, final: final * torch.nan}, ValueError, "finite"),
+        ({"reward": lambda rows, tokens, final: None}, TypeError, "None"),
+        ({"reward": lambda rows, tokens, final: ["a"] * len(rows)}, TypeError, "numeric"),
+        ({"learning_rate": 0.0}, ValueError, "> 0"),
         ({"reward": "right"}, TypeError, "callable"),
         ({"mask": np.ones((1, 3))}, ValueError, "shape"),
         ({"mask": np.ones((2, 2))}, ValueError, "shape"),
@@ -283,7 +304,11 @@ def test_rewards():
     check_bad_input(
         answer_reward, [({"answers": [[1]]}, ValueError, "shape"), ({"answers": [0.5]}, ValueError, "whole")]
     )
-    cases = [({"targets": targets * 2}, ValueError, "sum"), ({"weight": -1.0}, ValueError, ">= 0")]
+    cases = [
+        ({"targets": targets * 2}, ValueError, "sum"),
+        ({"targets": targets[:, :0]}, ValueError, "at least one step"),
+        ({"weight": -1.0}, ValueError, ">= 0"),
+    ]
     check_bad_input(process_reward, cases, targets=targets)
 
 
@@ -301,5 +326,8 @@ def test_pass_at_k_bad_input():
         ({"ks": [0]}, ValueError, ">= 1"),
         ({"ks": [3]}, ValueError, "<= 2"),
         ({"ks": [1.0]}, TypeError, "integer"),
+        ({"ks": 1}, ValueError, "shape"),
+        ({"ks": [[1], [1, 1]]}, ValueError, "regular"),
+        ({"ks": []}, ValueError, "at least one"),
     ]
     check_bad_input(pass_at_k, cases, correct=[[True, False]], ks=[1])

@@ -16,6 +16,7 @@ from natwise.core.io import load_npz
 from natwise.lm.continuous_cot import (
     GRPO,
     ContinuousCoT,
+    _mnns,
     load_prosqa,
     mnns_dataset,
     mnns_targets,
@@ -85,6 +86,13 @@ def test_dataset_properties():
     assert not same_bits(mnns_dataset(random_state=np.random.default_rng(0)).train, data.train)
 
 
+def test_blocks_of_sequences_change_nothing(monkeypatch):
+    whole = mnns_dataset(1, 4, 3, budget=3)
+    monkeypatch.setattr(_mnns, "BLOCK", 100)
+    parts = mnns_dataset(1, 4, 3, budget=3)
+    assert same_bits([parts.targets, parts.traces], [whole.targets, whole.traces])
+
+
 def test_budget_one_is_a_trace():
     data = mnns_dataset(1, 4, 3, budget=1)
     assert set(np.unique(data.targets)) == {0, 1}
@@ -102,9 +110,14 @@ def test_tokens():
     assert data.token_targets(row, kind="answer").argmax(dim=-1).tolist() == [[zero]]
     assert data.token_targets(row)[0, 0, [zero - 5, zero + 5]].tolist() == [0.5, 0.5]
     assert data.token_targets(slice(0, 3)).shape == (3, 4, 89)
+    for call in (data.prompts, data.token_targets, functools.partial(data.token_targets, kind="answer")):
+        assert same_bits(call(int(row[0])), call(row))
+        assert same_bits(call(np.arange(6561) == row[0]), call(row))
     assert data.answer_tokens[row].tolist() == [zero]
     check_bad_input(data.token_targets, [({"kind": "x"}, ValueError, "trace")])
-    check_bad_input(data.prompts, [({"n_arrows": -1}, ValueError, ">= 0")])
+    rows = [({"rows": wrong}, ValueError, "rows must") for wrong in ("a", 0.5, [7000], None, True, [[0, 1]])]
+    check_bad_input(data.prompts, [({"n_arrows": -1}, ValueError, ">= 0"), *rows])
+    check_bad_input(data.token_targets, rows)
 
 
 def test_mnns_bad_input():
@@ -115,6 +128,9 @@ def test_mnns_bad_input():
         ({"low": 5, "high": 4}, ValueError, ">= 5"),
         ({"length": 0}, ValueError, ">= 1"),
         ({"length": 9}, ValueError, "1,000,000"),
+        ({"length": 10**9}, ValueError, "<= 20"),
+        ({"high": 2, "length": 16}, ValueError, "partial sums"),
+        ({"high": 10**6, "length": 1}, ValueError, "targets"),
         ({"budget": 0}, ValueError, ">= 1"),
         ({"budget": 17}, ValueError, "<= 16"),
         ({"budget": 2.0}, TypeError, "integer"),
@@ -130,6 +146,10 @@ def test_mnns_bad_input():
         ({"digits": [1, 2]}, ValueError, "shape"),
         ({"digits": np.zeros((3, 0))}, ValueError, "at least one"),
         ({"digits": [["1", "2"]]}, TypeError, "numeric"),
+        ({"digits": np.ones((1, 21))}, ValueError, "at most 20"),
+        ({"digits": [[2**62] * 3]}, ValueError, "<= 400,000,000"),
+        ({"digits": [[200_000_000]]}, ValueError, "targets"),
+        ({"max_sum": 10**12}, ValueError, "targets"),
         ({"max_sum": 2}, ValueError, "largest sum of digits, 3"),
         ({"max_sum": -1}, ValueError, ">= 0"),
         ({"budget": 5}, ValueError, "<= 4"),
@@ -151,6 +171,15 @@ def test_construction_equals_the_enumeration(length, high, count):
     np.testing.assert_array_equal(found[:, -1].argmax(axis=1) + data.states[0], data.answers[rows])
 
 
+@pytest.mark.slow
+def test_the_longest_construction_keeps_every_trace():
+    """A single trace of 2^40 decides when one digit is larger than all others together."""
+    digits = np.ones((2, 40), dtype=int)
+    digits[0, 7], digits[1, 39] = 50, 45
+    answers = subset_sum_transformer(40, 50)(digits)[:, -1].argmax(axis=1) - 2000
+    np.testing.assert_array_equal(answers, [11, 6])
+
+
 def test_construction_is_a_language_model():
     model, digits = subset_sum_transformer(3, 4), [[0, 4, 2], [3, 3, 1]]
     arrow = [[*one, 5] for one in digits]
@@ -166,11 +195,15 @@ def test_construction_is_a_language_model():
         ({"digits": [[1, 2, -1]]}, ValueError, "0 … 4"),
         ({"digits": [[1, 2]]}, ValueError, "shape"),
         ({"digits": [[1, 2, 0.5]]}, ValueError, "whole"),
+        ({"digits": np.zeros((0, 3), int)}, ValueError, "at least one"),
+        ({"digits": None}, TypeError, "None"),
     ]
-    check_bad_input(model.distributions, bad)
+    check_bad_input(model, bad)
     bad = [
         ({"length": 0}, ValueError, ">= 1"),
         ({"max_digit": 0}, ValueError, ">= 1"),
+        ({"length": 41}, ValueError, "<= 40"),
+        ({"max_digit": 1334}, ValueError, "<= 1333"),
         ({"length": 2.0}, TypeError, "integer"),
     ]
     check_bad_input(subset_sum_transformer, bad, length=3, max_digit=3)
@@ -264,7 +297,7 @@ def test_graphs_bad_input():
         ({"n_edges": 4}, ValueError, ">= 8"),
         ({"hops": 3}, TypeError, "pair"),
         ({"hops": (3, 2)}, ValueError, ">= 3"),
-        ({"hops": (9, 9)}, ValueError, "must occur"),
+        ({"hops": (9, 9), "n_nodes": 4, "n_edges": 2}, ValueError, "must occur"),
     ]
     check_bad_input(prosqa_graphs, cases, n=1, n_nodes=10, n_edges=15, random_state=0)
     check_bad_input(
