@@ -67,8 +67,10 @@ def test_card_is_true(card):
 @each
 def test_study_follows_the_contract(card):
     study = importlib.import_module(f"natwise.{card.key}.study")
-    parameters = inspect.signature(study.run).parameters
-    assert {"scale", "seed", "data_dir"} <= set(parameters)
+    assert study.STUDY.key == card.key
+    assert set(study.STUDY.measurements) == {claim.id for claim in card.claims}
+    assert set(study.STUDY.scales) >= {scale for claim in card.claims for scale in claim.scale}
+    assert study.run == study.STUDY.run
     assert list(inspect.signature(study.figure).parameters) == ["claim", "result"]
     with pytest.raises(ValueError, match="no-such-claim"):
         study.run("no-such-claim", scale="ci", seed=0, data_dir=None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from types import ModuleType
 
 from natwise import _source, registry
 from natwise.core.io import check_folder, write_text
-from natwise.core.validation import check_device, check_integer, check_option, suggest
+from natwise.core.validation import check_integer, check_option, suggest
 from natwise.datasets import local
 from natwise.registry import Card, Claim
 from natwise.result import Result
@@ -126,7 +125,8 @@ def measure(
     check_folder(out)
     claims = list(claims)
     if device != "cpu":
-        _check_device([card for card, _ in claims], device)
+        for card, _ in claims:
+            study(card).STUDY.check_device(device)
     for card, claim in claims:
         path = Path(out) / card.key / f"{claim.id}.safetensors"
         inputs = _inputs(card, claim, scale=scale, seed=seed, device=device)
@@ -206,10 +206,8 @@ def _run(
 ) -> Result:
     """Run a study and add to the result's provenance what `_kept` needs to recognise it."""
     start = time.perf_counter()
-    module = study(card)
-    options = {} if device == "cpu" else {"device": device}
     with local.recording() as files:
-        result = module.run(claim.id, scale=scale, seed=seed, data_dir=data_dir, **options)
+        result = study(card).run(claim.id, scale=scale, seed=seed, data_dir=data_dir, device=device)
     record = {
         **result.provenance,
         "seconds": round(time.perf_counter() - start, 3),
@@ -220,16 +218,6 @@ def _run(
         "files": files,
     }
     return dataclasses.replace(result, provenance=record)
-
-
-def _check_device(cards: Iterable[Card], device: str) -> None:
-    check_device("device", device)
-    for card in cards:
-        module = study(card)
-        if hasattr(module, "STUDY"):
-            module.STUDY.check_device(device)
-        elif "device" not in inspect.signature(module.run).parameters:
-            raise ValueError(f"device must be 'cpu' for {card.key}, got {device!r}")
 
 
 def _verdict(claim: Claim, result: Result) -> str:
@@ -267,12 +255,15 @@ def _inputs(card: Card, claim: Claim, *, scale: str, seed: int, device: str) -> 
 
 
 def _code_digest(card: Card) -> str:
+    """Digest what a measurement depends on: the packages' versions, the method, what its room shares, and the core."""
     root = Path(registry.__file__).parent
     digest = hashlib.sha256(json.dumps(_source.versions()).encode())
-    for folder in (card.folder, root / "core", root / "datasets"):
-        for path in sorted(folder.rglob("*.py")):
-            if not path.name.startswith("test_"):
-                digest.update(path.read_bytes())
+    room = card.folder.parent
+    folders = [card.folder, root / "core", root / "datasets"]
+    shared = [*room.glob("*.py"), root / "study.py"]
+    for path in sorted([*shared, *(path for folder in folders for path in folder.rglob("*.py"))]):
+        if not path.name.startswith("test_"):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
