@@ -45,7 +45,7 @@ def check_same_kind(name: str, labels: np.ndarray, known: str, others: np.ndarra
 
 
 def to_array(name: str, value: Any) -> np.ndarray:
-    """Return an array-like or a dense tensor as an array of any dtype without masked entries."""
+    """Return an array-like or a dense tensor as an array of any dtype, and refuse masked values."""
     if np.ma.is_masked(value):
         raise ValueError(f"{name} must have no masked values, got {shorten(value)}")
     if hasattr(value, "detach"):
@@ -61,7 +61,7 @@ def to_array(name: str, value: Any) -> np.ndarray:
 
 
 def to_plain(name: str, value: Any) -> Any:
-    """Return a tensor as an array, and what scikit-learn reads by itself as it is, unless that would be a mistake."""
+    """Return a tensor as an array, anything else as it is for scikit-learn to read, but for masked values and times."""
     if hasattr(value, "detach") or np.ma.is_masked(value):
         return to_array(name, value)
     for dtype in (getattr(value, "dtype", None), *np.atleast_1d(getattr(value, "dtypes", []))):
@@ -70,8 +70,8 @@ def to_plain(name: str, value: Any) -> Any:
     return value
 
 
-def check_rows(name: str, value: Any, shape: Sequence[int | str | None]) -> np.ndarray:
-    """Return rows as finite float64 of the shape whose squares are numbers too."""
+def check_matrix(name: str, value: Any, shape: Sequence[int | str | None]) -> np.ndarray:
+    """Return a matrix of the shape as finite float64 whose squares are numbers too."""
     return check_size(name, check_array(name, value, shape=shape, dtype=np.float64))
 
 
@@ -94,8 +94,12 @@ def check_strength(name: str, value: Any) -> float:
 
 def to_candidates(name: str, value: Any) -> list[Any]:
     """Return the entries of a sequence or vector, or the one thing that was given, in a list of one at least."""
-    several = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)) and np.ndim(value)
-    candidates = list(value) if several else [value]
+    is_one = (
+        isinstance(value, (str, bytes))
+        or not isinstance(value, (Sequence, np.ndarray))
+        or getattr(value, "ndim", 1) == 0
+    )
+    candidates = [value] if is_one else list(value)
     if not candidates:
         raise ValueError(f"{name} must hold at least one value, got {shorten(value)}")
     return candidates
@@ -103,7 +107,7 @@ def to_candidates(name: str, value: Any) -> list[Any]:
 
 def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
     """Return objects (n,) as an array of their own dtype."""
-    if any(label is None or _differs(label) for label in labels):
+    if any(_is_missing(label) for label in labels):
         raise ValueError(f"{name} must hold no missing labels, got {shorten(labels[:5].tolist())}")
     kinds = {next((kind for kind in _KINDS if isinstance(label, kind)), type(label)) for label in labels}
     if len(kinds) > 1 or not kinds <= set(_KINDS):
@@ -112,10 +116,10 @@ def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
     return np.array(labels.tolist())
 
 
-def _differs(label: Any) -> bool:
-    """Return whether a label is missing: NaN, NaT and their like do not equal themselves, or cannot say."""
+def _is_missing(label: Any) -> bool:
+    """Return whether it is None, or like NaN, which does not equal itself or cannot say."""
     try:
-        return bool(label != label)
+        return label is None or bool(label != label)
     except (TypeError, ValueError):  # such as pandas.NA
         return True
 

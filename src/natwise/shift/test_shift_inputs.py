@@ -72,7 +72,7 @@ def test_sizes_strengths_and_candidates():
     assert _inputs.to_candidates("C", (1, 2)) == [1, 2]
     assert _inputs.to_candidates("C", 0.5) == [0.5]
     rows = np.ones((2, 2))
-    check_bad_input(lambda X: _inputs.check_rows("X", X, ("n", 2)), [
+    check_bad_input(lambda X: _inputs.check_matrix("X", X, ("n", 2)), [
         ({"X": rows * [1, -1e71]}, ValueError, "below 1e+70 in size, got -1e+71 in row 0, column 1"),
         ({"X": rows * np.nan}, ValueError, "finite"),
         ({"X": rows[:, :1]}, ValueError, "shape (n, 2)"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from natwise.core.validation import shorten
-from natwise.shift._inputs import check_labels, check_rows, check_same_kind
+from natwise.shift._inputs import check_labels, check_matrix, check_same_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ def check_problem(
     test_domain: Any,
 ) -> Problem:
     """Return the inputs with classes and domains as numbers, or say which one is wrong."""
-    Z_train = check_rows("Z_train", Z_train, ("n_train", "n_features"))
-    Z_test = check_rows("Z_test", Z_test, ("n_test", Z_train.shape[1]))
+    Z_train = check_matrix("Z_train", Z_train, ("n_train", "n_features"))
+    Z_test = check_matrix("Z_test", Z_test, ("n_test", Z_train.shape[1]))
     if not (len(Z_train) and len(Z_test) and Z_train.shape[1]):
         raise ValueError(f"Z_train and Z_test must not be empty, got shapes {Z_train.shape} and {Z_test.shape}")
     y_train = check_labels("y_train", y_train, len(Z_train), "row of Z_train")

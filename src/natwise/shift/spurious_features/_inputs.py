@@ -49,7 +49,7 @@ def check_counterfactual(counterfactual: Any, X: np.ndarray) -> np.ndarray:
     """Return the counterfactual rows as finite float64 in the shape of `X`; row i must belong to row i of `X`."""
     if counterfactual is None:
         raise ValueError("counterfactual must hold the rows of X with another attribute, got None")
-    return inputs.check_rows("counterfactual", counterfactual, X.shape)
+    return inputs.check_matrix("counterfactual", counterfactual, X.shape)
 
 
 def check_labels(name: str, values: Any, n_samples: int | None = None) -> Labels:

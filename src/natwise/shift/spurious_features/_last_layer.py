@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_integer, check_option, check_real
-from natwise.shift._inputs import check_rows as check_matrix, check_strength, to_candidates
+from natwise.shift._inputs import check_matrix, check_strength, to_candidates
 from natwise.shift.spurious_features._heads import (
     Head,
     fit_head,
