@@ -33,6 +33,7 @@ class Form:
 
 
 def _power_size(score: float, p: np.ndarray) -> float:
+    """Return the size at which the form with parameters p (3,) reaches the score in percent; inf if never."""
     ratio = (score - p[2]) / p[0] if p[0] else 0.0
     return ratio ** (1 / p[1]) if ratio > 0 else math.inf
 
@@ -141,6 +142,7 @@ class ClassicalCurve(LearningCurve):
         return self._remember_range(observations)
 
     def _score(self, x: np.ndarray, params: np.ndarray) -> np.ndarray:
+        """Return the scores in percent, shape of `x` = ln n, with parameters (2,) or (3,)."""
         return FORMS[self.form].score(np.exp(x), params)
 
     def _log_error(self, x: np.ndarray) -> np.ndarray:

@@ -94,7 +94,7 @@ def check_target(target: float) -> float:
 def weighted_least_squares(
     design: np.ndarray, y: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return coefficients, weighted residual sum of squares and (A' W A)^+ of the fit of y by `design`."""
+    """Return coefficients (p,), weighted residual sum of squares, (A' W A)^+ of the fit of y (n,) by A (n, p)."""
     root = np.sqrt(weight)
     scale = np.linalg.norm(design * root[:, None], axis=0)
     scale[scale == 0] = 1.0
@@ -253,9 +253,11 @@ class LearningCurve(BaseEstimator):
         return float(stdtrit(max(self.degrees_of_freedom_, 1), (1 + confidence) / 2))
 
     def _log_error(self, x: np.ndarray) -> np.ndarray:
+        """Return ln error, shape of `x` = ln n."""
         raise NotImplementedError
 
     def _log_std(self, x: np.ndarray) -> np.ndarray:
+        """Return the standard deviation of ln error, shape of `x` = ln n."""
         raise NotImplementedError
 
     def _solve(self, log_target: float) -> float:
@@ -264,6 +266,7 @@ class LearningCurve(BaseEstimator):
 
 
 def _first_size_below(x: np.ndarray, y: np.ndarray, log_target: float) -> int | float:
+    """Return the smallest size at which y, ln error on the grid x = ln n, both (n,), is at most `log_target`."""
     below = np.flatnonzero(y <= log_target)
     if not len(below):
         return math.inf
@@ -279,6 +282,7 @@ def _round_up(size: float) -> int:
 
 
 def _check_error_rates(errors: np.ndarray) -> None:
+    """Refuse errors (n,) outside (0, 1], with a hint at what they may be."""
     if (errors > 1).any():
         raise ValueError(
             f"errors must be fractions in (0, 1], got {errors[errors > 1][0]:g} (divide percentages by 100)"

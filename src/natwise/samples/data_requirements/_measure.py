@@ -188,7 +188,7 @@ def _run(
 
 
 def _wrong(estimator: Any, X: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Return which test rows a fresh copy of the estimator gets wrong; one class alone is predicted as it is."""
+    """Return which test rows (n_test,) a fresh copy of the estimator gets wrong; one class alone is predicted as is."""
     if len(np.unique(y[train])) < 2:
         return y[test] != y[train][0]
     model = clone(estimator)

@@ -233,7 +233,7 @@ def _steps(curves: list[LearningCurve], weights: np.ndarray, budget: int) -> tup
 
 
 def _concave_envelope(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lengths and slopes of the least concave majorant of y(x), by pooling adjacent violators."""
+    """Return lengths and slopes of the least concave majorant of y(x), both (n,), by pooling adjacent violators."""
     lengths: list[int] = []
     gains: list[float] = []
     for length, gain in zip(np.diff(x).tolist(), np.diff(y).tolist(), strict=True):
@@ -246,7 +246,7 @@ def _concave_envelope(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _shares(weights: np.ndarray, budget: int) -> np.ndarray:
-    """Return integers proportional to `weights` that sum to `budget`: largest remainders."""
+    """Return integers proportional to weights (n_groups,) that sum to `budget`: largest remainders."""
     exact = weights / weights.sum() * budget
     whole = np.floor(exact).astype(np.int64)
     largest = np.argsort(whole - exact, kind="stable")[: budget - int(whole.sum())]

@@ -254,6 +254,7 @@ class SampleInformation(BaseEstimator):
         return 0.5 * self._stable_lr(self.ntk_, len(self.targets_))
 
     def _stable_lr(self, kernel: np.ndarray, n: int, n_removed: int = 0) -> float:
+        """Return the largest learning rate that is stable for a kernel (n_rows, n_rows); 1 when all are."""
         largest = largest_without(kernel.astype(np.float64), np.arange(0))
         rule = training_rule(self.t, 1.0, self.weight_decay, self.dynamics, self.loss_reduction)
         limit = rule.largest_stable_lr(largest, n, n_removed)
@@ -283,6 +284,7 @@ def outputs_of(module: nn.Module, X: Any) -> np.ndarray:
 
 
 def _checked_data(estimator: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return X (n, ...) and y (n, ...) as arrays, tensors included."""
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
     X = validate_data(estimator, _as_array(X), ensure_min_samples=2, **_DATA)

@@ -182,6 +182,7 @@ def _measure(problem: Problem, how: Smoothing, ntk_val: Any, val_init_preds: Any
 
 
 def _scores(problem: Problem, how: Smoothing, kernel_val: np.ndarray) -> tuple[dict, dict]:
+    """Return the information of every group, the change (n, k) of its own predictions, and the scalars."""
     spectrum = problem.spectrum
     n_val = len(kernel_val) * problem.n_samples // len(problem.kernel)
     move = _mover(problem, kernel_val)
@@ -232,6 +233,7 @@ def _gradients(problem: Problem) -> np.ndarray:
 
 
 def _predictions(problem: Problem, kernel_val: np.ndarray, initial_val: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the predictions (n, k) and (m, k) of the network trained on all samples."""
     spectrum = problem.spectrum
     alpha = spectrum.solution(problem.dynamics, problem.residual)
     moved = spectrum.vectors @ (spectrum.values[:, None] * alpha)

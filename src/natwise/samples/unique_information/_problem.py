@@ -163,6 +163,7 @@ def check_validation_kernel(ntk_val: Any, val_init_preds: Any, problem: Problem)
 
 
 def _kernel_rows(ntk: Any) -> int:
+    """Return the number of rows of a square matrix, which may be a memory map."""
     shape = tuple(ntk.shape if hasattr(ntk, "shape") else check_array("ntk", ntk).shape)
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"ntk must be a square matrix, got shape {shape}")

@@ -91,6 +91,7 @@ class WeightInformation:
         return self._steady_state(np.sqrt(self._values)[:, None] * coefficients)
 
     def _steady_state(self, changes: np.ndarray) -> np.ndarray:
+        """Return the nats of changes (n_rows, n_groups) under the steady state of stochastic gradient descent."""
         how = self._smoothing
         assert self.gradient_covariance is not None
         noise = self.gradient_covariance + (how.ridge or 0.0) * np.eye(len(self._values))

@@ -240,6 +240,7 @@ def _not_stacked(name: str, value: Any) -> np.ndarray:
 
 
 def _like(predictions: Any, targets: Any) -> np.ndarray:
+    """Return predictions in the shape of the targets, (n,) or (n, k)."""
     return check_array("predictions", predictions, shape=np.shape(targets), dtype=np.float64)
 
 
@@ -261,6 +262,7 @@ def _terms(
     delta: float,
     kappa: float,
 ) -> dict[str, float]:
+    """Return the terms of the bound, and what they are made of, for targets and predictions (1, n * k)."""
     k = factored.size // n
     complexity = float(factored.quadratic(targets)[0])
     factor = 2 if k == 1 else 4 * k
@@ -297,6 +299,7 @@ def _margin_term(targets: np.ndarray, predictions: np.ndarray, gamma: float) -> 
 def _cautions(
     factored: FactoredKernel, scalars: dict[str, float], predictions: np.ndarray, n: int, union: str
 ) -> list[str]:
+    """Say what to keep in mind about a bound for predictions (1, n * k)."""
     cautions = []
     if factored.quadratic(predictions)[0] > scalars["complexity"] * (1 + 1e-6):
         cautions.append("no function of norm up to that of the targets takes these predictions: not covered")
@@ -310,6 +313,7 @@ def _cautions(
 
 
 def _centre(kernel: np.ndarray) -> np.ndarray:
+    """Return a kernel (n, n) of centred features."""
     means = kernel.mean(axis=0)
     return kernel - means - means[:, None] + means.mean()
 

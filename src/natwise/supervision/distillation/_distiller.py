@@ -221,6 +221,7 @@ class OnlineDistiller(BaseEstimator):
     def _fit_to_checkpoints(
         self, trainer: Trainer, teacher: CheckpointTeacher, student: nn.Module, inputs: torch.Tensor
     ) -> None:
+        """Train the student on inputs (n, ...) and the outputs of the checkpoint whose turn it is."""
         n_classes = n_classes_of("student", student, inputs)
         for index in range(len(teacher)):
             n_classes_of(f"teacher_checkpoints[{index}]", teacher.load(index), inputs, n_classes)
@@ -248,6 +249,7 @@ class OnlineDistiller(BaseEstimator):
         inputs: torch.Tensor,
         labels: torch.Tensor,
     ) -> None:
+        """Train both on inputs (n, ...), the teacher on labels (n,), the student on what it says then."""
         n_classes_of("teacher_checkpoints", teacher, inputs, n_classes_of("student", student, inputs))
 
         def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> torch.Tensor:
@@ -269,6 +271,7 @@ class _Pair(nn.Module):
         self.teacher, self.student = teacher, student
 
     def forward(self, X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the teacher's logits as trained and as a teacher, and the student's, each (b, k)."""
         own = self.teacher(X)
         self.teacher.eval()
         with torch.no_grad():
@@ -278,6 +281,7 @@ class _Pair(nn.Module):
 
 
 def _labels(y: Any, inputs: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Return class numbers (n,) for the teacher that is trained side by side."""
     if y is None:
         raise ValueError("y must be given to train a single teacher module; for offline distillation pass [teacher]")
     labels = check_array("y", y, shape=("n",), dtype=np.int64)

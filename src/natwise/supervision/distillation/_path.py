@@ -88,6 +88,7 @@ def _state(
     adjusted: bool,
     jitter: float,
 ) -> dict[str, float]:
+    """Return the complexities of supervisions (T, n, k) with the kernel of one state, and its rank and trace."""
     module = student.load(index).requires_grad_(True)
     kernel = FactoredKernel(empirical_ntk(module, inputs, dtype=torch.float64), jitter)
     stacked = np.stack([values[index] for values in supervisions.values()])

@@ -136,7 +136,7 @@ def n_classes_of(name: str, module: nn.Module, inputs: torch.Tensor, expected: i
 
 
 def logits_of(module: nn.Module, X: torch.Tensor, batch_size: int = 1024) -> np.ndarray:
-    """Return a module's outputs in evaluation mode, in float64; its mode is put back."""
+    """Return the outputs (n, k) for X (n, ...) in evaluation mode, in float64; the mode is put back."""
     training = module.training
     module.eval()
     with torch.no_grad():

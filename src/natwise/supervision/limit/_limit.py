@@ -123,14 +123,17 @@ class LIMITLoss(torch.nn.Module):
         return LIMITOutput(classifier + q, classifier, q)
 
     def _gradient(self, p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return the predicted gradient (n, n_classes) from probabilities p and t of that shape."""
         if self.form == "mae":
             return (p * t).sum(dim=1, keepdim=True) * (p - t)
         return p - t if self.form == "cross_entropy" else self.form(p, t)
 
     def _label_gradient(self, p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Return the true gradient (n, n_classes) at probabilities p for one-hot labels."""
         return self._gradient(p, label) if self.form == "mae" else p - label
 
     def _distance(self, predicted: torch.Tensor, actual: torch.Tensor, ce: torch.Tensor) -> torch.Tensor:
+        """Return how far the gradients (n, n_classes) are from each other, (n,); `ce` is the cross-entropy (n,)."""
         if self.q_dist == "gaussian":
             return (predicted - actual).square().sum(dim=1)
         if self.q_dist == "laplace":

@@ -342,7 +342,7 @@ class CoTeachingLoss(torch.nn.Module):
         self.register_buffer("calls", torch.tensor(0))
 
     def forward(self, first_logits: torch.Tensor, second_logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the sum of both networks' mean losses over the samples that the other chose."""
+        """Return the sum of both networks' mean losses over what the other chose; logits (n, n_classes), y (n,)."""
         first_logits = check_logits("first_logits", first_logits)
         second_logits = check_logits("second_logits", second_logits, *first_logits.shape)
         y = check_labels("y", y, *first_logits.shape)
@@ -404,7 +404,7 @@ class GradientNoise:
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Return finite ln p of the same shape, so that p ln p is 0 and not NaN where p is."""
+    """Return finite ln p (n, n_classes), so that p ln p is 0 and not NaN where p is."""
     return log_softmax(logits, dim=1).clamp(min=torch.finfo(logits.dtype).min)
 
 

@@ -36,7 +36,7 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.from_numpy(scale).to(torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the standardised batch."""
+        """Return the standardised batch, in the shape of x (b, ...)."""
         return (x - self.mean) / self.scale
 
 

@@ -307,6 +307,7 @@ def check_transition(name: str, value: Any) -> np.ndarray:
 
 
 def _check_distributions(name: str, rows: np.ndarray) -> None:
+    """Refuse rows (n, n_classes) that are no probabilities."""
     if rows.min() < 0:
         raise ValueError(f"{name} must hold probabilities >= 0, got {rows.min():.6g}")
     worst = int(np.abs(rows.sum(axis=1) - 1).argmax())
@@ -323,6 +324,7 @@ def _check_probabilities(name: str, value: Any) -> np.ndarray:
 
 
 def _check_labels(name: str, y: Any, n_classes: int) -> np.ndarray:
+    """Return class numbers (n,) within [0, n_classes) as int64."""
     check_integer("n_classes", n_classes, minimum=2)
     y = check_array(name, y, shape=("n",), dtype=np.int64)
     if len(y) == 0:

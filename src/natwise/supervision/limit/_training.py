@@ -50,6 +50,7 @@ class Objective(nn.Module):
         self.warm_up_steps = warm_up_steps
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the loss of a batch: x (b, ...), class numbers y (b,), positions in the data (b,)."""
         logits = [network(x) for network in self.networks]
         output = self.loss(*logits, y, index) if isinstance(self.loss, ELRLoss) else self.loss(*logits, y)
         if isinstance(output, LIMITOutput):
@@ -75,6 +76,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _prepare(self, X: Any, y: Any, validation: Any, validation_labels: str | None) -> Task:
+        """Check options and data, X (n, ...) and y (n,), and split off what is held out."""
         self._check_options()
         X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
         check_classification_targets(y)
@@ -102,6 +104,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         check_real("validation_fraction", self.validation_fraction, minimum=0.0, maximum=0.9)
 
     def _encode(self, labels: Any) -> np.ndarray:
+        """Return the class numbers (n,) of labels (n,) that were all seen in `fit`."""
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise ValueError(f"y must hold classes seen in fit, got {shorten(unknown.tolist())}")
@@ -180,6 +183,7 @@ def batch_size_for(wanted: int, n: int, networks: nn.Module) -> int:
 
 
 def _check_output(name: str, network: nn.Module, X: np.ndarray, n_classes: int) -> None:
+    """Refuse a network that does not turn features X (n, ...) into logits (n, n_classes)."""
     training = network.training
     try:
         with torch.no_grad():
@@ -194,7 +198,7 @@ def _check_output(name: str, network: nn.Module, X: np.ndarray, n_classes: int) 
 
 
 def probabilities(network: nn.Module, X: np.ndarray) -> np.ndarray:
-    """Return the softmax of the network's logits as float64, a few thousand rows at a time."""
+    """Return the softmax of the network's logits for X (n, ...) as float64 (n, n_classes), some rows at a time."""
     device = next(network.parameters()).device
     batches = torch.from_numpy(X).split(_ROWS_AT_ONCE)
     with torch.no_grad():
@@ -203,4 +207,5 @@ def probabilities(network: nn.Module, X: np.ndarray) -> np.ndarray:
 
 
 def _accuracy(network: nn.Module, X: np.ndarray, y: np.ndarray) -> float:
+    """Return the share of X (n, ...) whose likeliest class is y (n,)."""
     return float((probabilities(network, X).argmax(axis=1) == y).mean())

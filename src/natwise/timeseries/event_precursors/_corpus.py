@@ -67,6 +67,7 @@ class Corpus:
         return np.unique(np.concatenate([self.dataset.day_documents[day] for day in days]))
 
     def _pad(self, units: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Return documents as one tensor (n_documents, longest, ...), and their lengths (n_documents,)."""
         first = self.units[0] if self.units else np.zeros((1, 1))
         if first.ndim == 1 and first.dtype.kind == "f":
             lengths = torch.ones(len(units), dtype=torch.int64, device=self.like.device)

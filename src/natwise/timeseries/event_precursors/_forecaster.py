@@ -362,6 +362,7 @@ class EventForecaster(BaseEstimator):
         return trainer.fit(model, loss, blocks, validate=held_out, collate=collate, checkpoint=checkpoint)
 
     def _loss(self, logit: Tensor, y: Tensor) -> Tensor:
+        """Return the weighted cross-entropy of logits (b,) and labels (b,)."""
         weight = torch.as_tensor(self.class_weight_, dtype=logit.dtype, device=logit.device)[y]
         return binary_cross_entropy_with_logits(logit, y.to(logit.dtype), weight=weight)
 
@@ -393,6 +394,7 @@ class EventForecaster(BaseEstimator):
         return float(np.log(self.class_weight_[1] / self.class_weight_[0]))
 
     def _scores(self, corpus: Corpus, rows: np.ndarray, top_k: int | None, by: str, level: str) -> Scores:
+        """Return scores of documents or excerpts of some instances, rows (b,), averaged over the members."""
         if by == "attention":
             return mean_scores([attention_scores(model, corpus, rows, level == "excerpt") for model in self.models_])
         reading = {"shift": self._shift, "base_rate": self.base_rate_}

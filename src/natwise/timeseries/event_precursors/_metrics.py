@@ -56,7 +56,7 @@ def event_metrics(y: Any, probability: Any, *, threshold: float = 0.5) -> dict[s
 
 
 def area_under_curve(y: np.ndarray, score: np.ndarray) -> float:
-    """Return the chance that an event has a higher score than a non-event, ties counting half; 0.5 for one class."""
+    """Return the chance that an event scores above a non-event, y and score (n,), ties half; 0.5 for one class."""
     n_events = int((y == 1).sum())
     if n_events in (0, len(y)):
         return 0.5
@@ -149,6 +149,7 @@ def _interval(name: str, value: float, draws: np.ndarray, level: float) -> dict[
 
 
 def _average_precision(y: np.ndarray, probability: np.ndarray) -> float:
+    """Return the average precision of forecasts (n,) of labels (n,); 0 without an event."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(y, probability)) if (y == 1).any() else 0.0
@@ -157,6 +158,7 @@ def _average_precision(y: np.ndarray, probability: np.ndarray) -> float:
 def _checked(
     y: Any, scores: Any, name: str = "probability", *, probabilities: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and scores (n,) as float64."""
     y = check_array("y", y, shape=("n",), dtype=np.float64)
     scores = check_array(name, scores, shape=(len(y),), dtype=np.float64)
     if not len(y) or not np.isin(y, (0, 1)).all():

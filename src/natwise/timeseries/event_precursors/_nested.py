@@ -116,6 +116,7 @@ class _Bags:
 
     @classmethod
     def of(cls, X: Sequence[Any], cross_cosine: Sequence[Any], w: np.ndarray) -> _Bags:
+        """Return the bags of instances of days of documents (n_documents, d), for weights (d,) or (n_days, d)."""
         if not isinstance(X, (Sequence, np.ndarray)) or not len(X):
             raise ValueError(f"X must be a list of at least one instance, got {shorten(X)}")
         if w.ndim not in (1, 2):
@@ -137,13 +138,13 @@ class _Bags:
         return cls(np.concatenate(days), numbers, np.array(instance), np.array(position), np.array(cosine), len(X))
 
     def scores(self, w: np.ndarray) -> np.ndarray:
-        """Return w . x of every document."""
+        """Return w . x of every document, (n_rows,)."""
         if w.ndim == 1:
             return self.vectors @ w
         return np.einsum("nd,nd->n", self.vectors, w[self.position[self.day]])
 
     def means(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the means of documents' values over days, and of those over instances."""
+        """Return the means of values (n_rows,) over days, (n_days,), and of those over instances, (n,)."""
         per_day = np.bincount(self.day, values) / np.bincount(self.day)
         return per_day, np.bincount(self.instance, per_day, self.n) / np.bincount(self.instance, minlength=self.n)
 
@@ -158,6 +159,7 @@ class _Bags:
         margin: float,
         threshold: float,
     ) -> tuple[float, np.ndarray]:
+        """Return the objective and its gradient at w, (d,) or (n_days, d), for labels y (n,)."""
         scores = self.scores(w)
         p = expit(scores)
         day_p, event = self.means(p)

@@ -107,6 +107,7 @@ def _evaluator(metric: str, y_true: Any, y_score: Any) -> tuple[Callable[[np.nda
 
 
 def _areas(metric: str, y_true: np.ndarray, y_score: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the areas of resampled data: labels and scores (n, n_labels), how often each row is drawn (draws, n)."""
     n_labels = y_true.shape[1]
     if metric == "ave_auc_micro":
         ranking = Ranking(y_true.ravel(), y_score.ravel())

@@ -163,6 +163,7 @@ def check_binary(y_true: Any, y_score: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at_half(y_true: np.ndarray, y_score: np.ndarray) -> dict[str, float]:
+    """Return accuracy, precision and recall of labels and scores (n,) at 1/2; NaN for the precision of no forecast."""
     predicted = y_score > 1 - y_score
     cells = np.array([[(~predicted & (y_true == y)).sum(), (predicted & (y_true == y)).sum()] for y in (0, 1)])
     with np.errstate(invalid="ignore"):

@@ -119,7 +119,7 @@ class LSTMClassifier(nn.Module):
         self.head = _Head(self.encoder.n_outputs, n_outputs, dropout, every_step)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a padded batch."""
+        """Return logits (batch, n_outputs), or per step, of x (batch, steps, columns) and lengths (batch,)."""
         return self.head(self.encoder(x, lengths))
 
 
@@ -170,7 +170,7 @@ class ChannelWiseLSTM(nn.Module):
         self.head = _Head(self.encoder.n_outputs, n_outputs, dropout, every_step)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a padded batch."""
+        """Return logits (batch, n_outputs), or per step, of x (batch, steps, columns) and lengths (batch,)."""
         return self.head(self.encoder(x, lengths))
 
 
@@ -217,7 +217,7 @@ class MultitaskLSTM(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the logits of a padded batch by task."""
+        """Return logits (batch, steps, n_outputs) by task of x (batch, steps, columns) and lengths (batch,)."""
         states = self.encoder(x, lengths)
         return {task: head(states) for task, head in self.heads.items()}
 
@@ -233,6 +233,7 @@ class _Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, n_outputs), or (batch, steps, n_outputs), of states (batch, steps, in_features)."""
         logits: torch.Tensor = self.linear(self.dropout(states if self.every_step else states[:, -1]))
         return logits
 

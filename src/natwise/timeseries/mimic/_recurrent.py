@@ -88,7 +88,7 @@ class LSTMLayer(nn.Module):
 
 
 def hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
-    """Return clip(0.2 x + 0.5, 0, 1), Keras's gate; torch's has slope 1/6."""
+    """Return clip(0.2 x + 0.5, 0, 1) in the shape of x: Keras's gate; torch's has slope 1/6."""
     return torch.clamp(0.2 * x + 0.5, 0.0, 1.0)
 
 
