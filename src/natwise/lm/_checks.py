@@ -45,7 +45,7 @@ def check_training(model: Any, args: Any) -> None:
 
 
 def check_tokens(name: str, ids: Any, vocab_size: int | None) -> Tensor:
-    """Return token ids (batch, columns), of which there is one at least; without a vocabulary only non-negative."""
+    """Return token ids (batch, columns), at least one, as int64; without a vocabulary they are only not negative."""
     ids = check_tensor(name, ids)
     check_integers(name, ids)
     if ids.ndim != 2 or not ids.numel():
@@ -55,7 +55,7 @@ def check_tokens(name: str, ids: Any, vocab_size: int | None) -> Tensor:
         if low < 0 or (vocab_size is not None and high >= vocab_size):
             last = "" if vocab_size is None else vocab_size - 1
             raise ValueError(f"{name} must be in 0..{last}, got {low}..{high}")
-    return ids
+    return ids.long()
 
 
 def check_inputs(ids: Any, embeds: Any, config: Any) -> tuple[int, int]:

@@ -80,7 +80,7 @@ class RaggedStore:
         return keys[:, :length], values[:, :length]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may come twice."""
+        """Keep these rows (n,), in this order; a row may come twice."""
         if self.ordinals is None:
             return
         assert self.counts is not None
@@ -89,7 +89,7 @@ class RaggedStore:
             kept[:] = [None if store is None else store[rows] for store in kept]
 
     def forget_from(self, limits: Tensor) -> None:
-        """Drop the tokens whose ordinal is at least their row's limit."""
+        """Drop the tokens whose ordinal is at least their row's limit (batch,)."""
         if self.ordinals is None:
             return
         self.ordinals = self.ordinals.masked_fill(self.ordinals >= limits[:, None], EMPTY)
@@ -103,6 +103,7 @@ class RaggedStore:
             self.ordinals = wider
 
     def _room(self, store: Tensor | None, new: Tensor) -> Tensor:
+        """Return a layer's store (batch, places, heads, width), made or grown to hold all ordinals."""
         assert self.ordinals is not None
         n_rows, length = self.ordinals.shape
         if store is not None and store.shape[1] >= length:
@@ -159,11 +160,11 @@ class MoRCache(Cache):
             store.forget_from(self.valid.sum(1))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, in this order."""
+        """Keep these rows (n,), in this order."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order."""
+        """Keep these rows (n,), in this order."""
         if self.valid is None:
             return
         rows = indices.to(self.valid.device)

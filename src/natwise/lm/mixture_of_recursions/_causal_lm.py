@@ -254,6 +254,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
 
 
 def _depths(here: Pass, hidden: Tensor) -> Tensor:
+    """Return how many recursions each token passed, int64 (batch, columns)."""
     depths = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     for one in here.chosen:
         depths = depths.scatter_add(1, here.columns.gather(1, one.index), one.valid.long())

@@ -72,6 +72,7 @@ def router_diagnostics(model: Any, batches: Tensor | Iterable[Tensor], *, max_vi
 
 
 def _summary(depths: Tensor, selected: Tensor, config: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return arrays and scalars of the result; depths int64 (n, columns), selected bool (n, columns)."""
     n = config.num_recursions
     share = np.bincount(depths.flatten().cpu().numpy(), minlength=n + 1)[1:] / depths.numel()
     due = np.array(config.capacity) if config.routing == "expert_choice" else (n - np.arange(n)) / n

@@ -49,16 +49,16 @@ class _Board:
 
     @property
     def busy(self) -> np.ndarray:
-        """Whether each slot is taken."""
+        """Whether each slot is taken, bool (n_slots,)."""
         return self.request >= 0
 
     def current(self, slots: np.ndarray) -> Rows:
-        """Return the tokens that are in the loop."""
+        """Return the tokens that are in the loop, of slots (b,)."""
         valid = np.ones((len(slots), 1), dtype=bool)
         return Rows(slots, self.loop[slots], self.ordinal[slots, None], valid, self.hidden.device)
 
     def due(self, slots: np.ndarray) -> Rows:
-        """Return the tokens that take part: the current ones, and those left behind at their loop."""
+        """Return the tokens of slots (b,) that take part: the current ones, and those left behind at their loop."""
         if self.keep == 1:
             return self.current(slots)
         due = self.reached[slots] == self.loop[slots, None]
@@ -301,7 +301,7 @@ class DepthwiseBatchingEngine:
         return bool(leaves.any())
 
     def _own_exit(self, board: _Board, slots: np.ndarray) -> np.ndarray:
-        """Return where the model itself says to leave."""
+        """Return where the model itself says to leave, bool (b,) for slots (b,)."""
         rows = board.current(slots)
         hidden = board.states(rows)[:, 0]
         if self._loop.routed:
@@ -311,7 +311,7 @@ class DepthwiseBatchingEngine:
         return np.asarray(leaves.cpu())
 
     def _emit(self, board: _Board, slots: np.ndarray) -> None:
-        """Write the next token of slots; start their next one, or free them."""
+        """Write the next token of slots (b,); start their next one, or free them."""
         rows, request = board.current(slots), board.request[slots]
         hidden = board.states(rows)[:, 0]
         if self.missing_kv == "copy_hidden":

@@ -136,15 +136,18 @@ class MoRLoop:
         return logits
 
     def _outside(self, index: int, x: Tensor, rows: Rows) -> Tensor:
+        """Pass states (b, 1, d) through the layer before (0) or after (1) the loop."""
         return self._through([self.outer_layers[index]], x, rows.at_loop(0), self.outer[index])
 
     def _through(self, layers: list[Any], x: Tensor, rows: Rows, place: Slots) -> Tensor:
+        """Pass states (b, n, d) through layers whose keys and values stand in one place."""
         mask, rope = place.open(rows), self.inner.rotary_emb(x, position_ids=rows.positions)
         for i, layer in enumerate(layers):
             x = decoder_layer(layer, layer.self_attn, x, rope, mask, self._memory(place, i, rope))
         return x
 
     def _memory(self, place: Slots, layer: int, rope: tuple[Tensor, Tensor]) -> Any:
+        """Return what gives a layer its keys and values, for cosines and sines (b, n, width)."""
         return lambda attention, x: place.exchange(layer, *project_keys(attention, x, rope))
 
     def _of_loop(self, routers: Any, hidden: Tensor, rows: Rows) -> Tensor:
@@ -224,7 +227,7 @@ class RecursiveLoop:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _calls(self, hidden: Tensor, rows: Rows) -> Any:
-        """Yield each layer of the block with its arguments."""
+        """Yield each layer of the block with its arguments, for states (b, n, d)."""
         seen = self.block.open(rows)
         mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
         rope = self.model.base_model.rotary_emb(hidden, position_ids=rows.positions)

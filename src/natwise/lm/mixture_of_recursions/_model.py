@@ -211,6 +211,7 @@ class MoRModel(MoRPreTrainedModel):
     def _begin(
         self, tokens: Tokens, embeds: Tensor, position_ids: Tensor | None, cache: MoRCache, selection: str
     ) -> Pass:
+        """Return what the layers share, for embeddings (batch, columns, d) and positions (1 or batch, columns)."""
         past = cache.see(torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device).scatter(
             1, tokens.index, tokens.valid
         ))  # fmt: skip
@@ -235,6 +236,7 @@ class MoRModel(MoRPreTrainedModel):
         return str(selection)
 
     def _expert_choice(self, x: Tensor, here: Pass) -> Tensor:
+        """Pass states (batch, n, d) through the recursions, each of which picks its tokens."""
         config, active = self.config, here.tokens
         for r, router in enumerate(self.routers):
             inputs = active.take(x)
@@ -259,12 +261,14 @@ class MoRModel(MoRPreTrainedModel):
         return x
 
     def _count(self, recursion: int, here: Pass) -> Tensor | int:
+        """Return how many tokens a recursion takes of each row: an int, or a tensor (batch,)."""
         share = self.config.capacity[recursion]
         if self.training and self.config.capacity_warmup_steps:
             share = warmed_up(share, int(self.training_steps), self.config.capacity_warmup_steps)
         return capacity_counts(share, here.tokens.counts, here.tokens.full, here.tokens.index.shape[1])
 
     def _token_choice(self, x: Tensor, here: Pass) -> Tensor:
+        """Pass states (batch, n, d) through the recursions, to the depth that each token picks first."""
         config = self.config
         logits = self.routers[0](x).view(*x.shape[:2], config.num_recursions)
         gate = gates(logits, config.router_activation, config.alpha)
@@ -287,7 +291,10 @@ class MoRModel(MoRPreTrainedModel):
         return x + gate.gather(-1, last[..., None]) * current
 
     def _report_balance(self, logits: Tensor, gate: Tensor, last: Tensor, here: Pass) -> None:
-        """Fill in the losses of token choice, and move the bias that takes the loss's place."""
+        """Fill in the losses of token choice: logits and gates (batch, n, recursions), depths (batch, n).
+
+        Where a bias takes the place of the balancing loss, move it.
+        """
         n, losses, tokens = self.config.num_recursions, here.losses, here.tokens
         dtype = losses.z.dtype
         assigned = torch.nn.functional.one_hot(last, n).to(dtype) * tokens.valid[..., None]
@@ -304,7 +311,7 @@ class MoRModel(MoRPreTrainedModel):
 
 
 def _over_processes(counts: Tensor) -> Tensor:
-    """Return the sum over the processes that train together, so that they balance like one."""
+    """Return counts (recursions,) summed over the processes that train together, so that they balance like one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(counts)
     return counts

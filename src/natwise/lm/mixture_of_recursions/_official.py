@@ -124,6 +124,7 @@ def _rename_in_loop(recursion: int, rest: str, config: MoRConfig) -> str:
 
 
 def _all_tied(state: dict[str, Tensor], config: MoRConfig) -> bool:
+    """Say whether the attentions of later recursions equal those of the first."""
     for name, value in state.items():
         if name.startswith("model.attentions."):
             later, inner = name.removeprefix("model.attentions.").split(".", 1)

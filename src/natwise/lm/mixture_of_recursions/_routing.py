@@ -182,7 +182,7 @@ def mean_over(values: Tensor, tokens: Tokens) -> Tensor:
 
 
 def gates(logits: Tensor, activation: str, alpha: float) -> Tensor:
-    """Return alpha times the activation of logits; softmax goes over the last axis."""
+    """Return alpha times the activation of logits (..., n), of the same shape; softmax goes over the last axis."""
     if activation == "softmax":
         return alpha * logits.softmax(dim=-1)
     return alpha * (logits.sigmoid() if activation == "sigmoid" else logits.tanh())

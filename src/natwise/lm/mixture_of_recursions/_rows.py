@@ -74,7 +74,7 @@ def per_row(layers: Sequence[nn.Module], current: dict[str, Rows], lora: str) ->
 
 
 def _make_gain_of_row(module: Any, of_loops: Tensor, name: str) -> None:
-    """Turn the gain of a norm into a plain attribute, which is set before each call."""
+    """Turn the gain of a norm into a plain attribute, set before each call from that of each loop (loops, width)."""
     del module.weight
     module.of_loops = of_loops
     module.extra_axes = 2 if name.endswith(("q_norm", "k_norm")) else 1  # norms of heads see (b, n, heads, width)

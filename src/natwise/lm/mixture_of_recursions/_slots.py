@@ -124,7 +124,7 @@ class Slots:
         self.counts[slot :: self.n_slots] = 0
 
     def _room(self, stores: list[Tensor | None], layer: int, new: Tensor, length: int) -> Tensor:
-        """Return a layer's store, made or grown to hold rows of this length."""
+        """Return a layer's store (rows, places, heads, width), made or grown to hold rows of this length."""
         store = stores[layer]
         if store is None or store.shape[1] < length:
             wider = new.new_zeros(len(self.counts), -(-length // BLOCK) * BLOCK, *new.shape[2:])

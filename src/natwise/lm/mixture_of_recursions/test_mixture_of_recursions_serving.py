@@ -26,13 +26,13 @@ SIZES = {
 MODELS = {
     "cache": (MoRConfig, {"num_hidden_layers": 8}),
     "share": (MoRConfig, {"num_hidden_layers": 8, "kv": "share", "sampling": "aux_router"}),
-    "cycle": (MoRConfig, {"num_hidden_layers": 6, "sharing": "cycle", "gating": "additive"}),
-    "token": (MoRConfig, {"num_hidden_layers": 8, "routing": "token_choice"}),
-    "narrow": (MoRConfig, {"num_hidden_layers": 8, "capacity": [0.6, 0.5, 0.2]}),  # some tokens skip the loop
+    "cycle": (MoRConfig, {"num_hidden_layers": 3, "sharing": "cycle", "gating": "additive"}),
+    "token": (MoRConfig, {"num_hidden_layers": 5, "routing": "token_choice"}),
+    "narrow": (MoRConfig, {"num_hidden_layers": 5, "capacity": [0.6, 0.5, 0.2]}),  # some tokens skip the loop
     "recursive": (RecursiveConfig, {"num_hidden_layers": 6, "num_loops": 3}),
     "relaxed": (RecursiveConfig, {"num_hidden_layers": 6, "num_loops": 3, "lora_rank": 3, "tie_vectors": False}),
-    "qwen3": (RecursiveConfig, {"num_hidden_layers": 6, "num_loops": 3, "base_model_type": "qwen3", "head_dim": 4}),
-    "gpt_neox": (RecursiveConfig, {"num_hidden_layers": 6, "num_loops": 3, "base_model_type": "gpt_neox"}),
+    "qwen3": (RecursiveConfig, {"num_hidden_layers": 3, "num_loops": 3, "base_model_type": "qwen3", "head_dim": 4}),
+    "gpt_neox": (RecursiveConfig, {"num_hidden_layers": 3, "num_loops": 3, "base_model_type": "gpt_neox"}),
 }
 models = pytest.mark.parametrize("name", MODELS)
 
@@ -49,10 +49,10 @@ def make(name):
     return model.double()
 
 
-def some_requests(seed=0, n=6, n_loops=None):
+def some_requests(seed=0, n=5, n_loops=None):
     rng = np.random.default_rng(seed)
     found = []
-    for length, new in zip(rng.integers(1, 9, n), rng.integers(1, 8, n), strict=True):
+    for length, new in zip(rng.integers(1, 7, n), rng.integers(1, 6, n), strict=True):
         found.append({"input_ids": rng.integers(1, 40, length), "max_new_tokens": int(new)})
         if n_loops:
             found[-1]["exits"] = rng.integers(1, n_loops + 1, new).tolist()
@@ -135,15 +135,15 @@ def simulate(exits, n_slots, depthwise):
 def test_calls_are_those_of_the_scheduler(seed):
     model, rng = make("recursive"), np.random.default_rng(seed)
     requests = [
-        {"input_ids": [1], "max_new_tokens": int(n), "exits": rng.integers(1, 4, n)} for n in rng.integers(2, 9, 20)
+        {"input_ids": [1], "max_new_tokens": int(n), "exits": rng.integers(1, 4, n)} for n in rng.integers(1, 7, 10)
     ]
     for schedule in ("depthwise", "sequence"):
         for early in (False, True):
             given = [{**one, "exits": one["exits"] if early else None} for one in requests]
-            engine = DepthwiseBatchingEngine(model, 5, schedule=schedule)
+            engine = DepthwiseBatchingEngine(model, 4, schedule=schedule)
             engine.generate(given)
             exits = [one["exits"].tolist() if early else [3] * one["max_new_tokens"] for one in requests]
-            assert engine.stats["block_calls"] == simulate(exits, 5, schedule == "depthwise")
+            assert engine.stats["block_calls"] == simulate(exits, 4, schedule == "depthwise")
             assert engine.stats["rows"] == sum(map(sum, exits))
 
 

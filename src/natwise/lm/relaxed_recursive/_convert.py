@@ -112,6 +112,7 @@ class _Conversion:
     numbers: list[tuple[float, ...]] = field(default_factory=list)
 
     def run(self) -> None:
+        """Fill in all parameters, layer by layer."""
         copy_outside(self.source, self.target)
         depths_of: dict[int, list[int]] = {}
         for depth, unique in enumerate(self.plan.layer_map):

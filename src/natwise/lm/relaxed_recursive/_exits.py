@@ -60,6 +60,16 @@ class EarlyExitLoss(nn.Module):
             Of every loop, in order; the last one is final.
         labels : int64 tensor (...)
             Aligned with the logits: nothing is shifted. -100 does not count.
+
+        Returns
+        -------
+        tensor
+            Scalar; half precision is computed in float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For logits that are no finite floats of one shape, or labels that are no classes or nowhere count.
         """
         counted = _check_exits(exit_logits, labels)
         *early, final = exit_logits
@@ -90,6 +100,11 @@ def evaluate_exits(model: RecursiveForCausalLM, sequences: torch.Tensor, *, batc
         Tokens without padding; each is predicted from those before it.
     batch_size : int
         Sequences per forward pass.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a model of another kind, or what are no sequences of two tokens and more of its vocabulary.
 
     Returns
     -------
@@ -130,15 +145,15 @@ def _sums(exits: list[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
     guesses = torch.stack([logits.argmax(-1) for logits in exits])
     agrees = guesses == guesses[-1]
     first = torch.nn.functional.one_hot(agrees.int().argmax(0), len(exits)).sum(0)
-    loss = torch.stack([cross_entropy(logits.float(), labels, reduction="sum") for logits in exits])
+    loss = torch.stack([_cross_entropy(logits, labels, "sum") for logits in exits])
     sums = torch.stack([loss, (guesses == labels).sum(1), agrees.sum(1), first])
     return sums.double().cpu().numpy()
 
 
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean over labels (...) that count, in float32 at least, for logits (..., n_classes)."""
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Return the mean or sum over labels (...) that count, in float32 at least, for logits (..., n_classes)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(wide.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+    return cross_entropy(wide.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 def _check_exits(exit_logits: Any, labels: Any) -> torch.Tensor:

@@ -36,7 +36,7 @@ class RelaxedLinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> torch.Tensor:
-        """Return W + B A, computed in float32 at least."""
+        """Return W + B A (out, in), computed in float32 at least, in the dtype of W."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         weight = self.weight.to(wide) + self.lora_b.to(wide) @ self.lora_a.to(wide)
         return weight.to(self.weight.dtype)

@@ -241,12 +241,12 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def is_shared(name: str, parameter: torch.Tensor, tie_vectors: bool) -> bool:
-    """Say whether a parameter of a layer is the same at all depths of the layer."""
+    """Say whether a parameter of a layer, a matrix or a vector, is the same at all depths of the layer."""
     return not name.endswith(("lora_a", "lora_b")) and (tie_vectors or parameter.ndim > 1)
 
 
 def set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Put a tensor in the place of a parameter."""
+    """Put a tensor of the same shape in the place of a parameter."""
     owner, leaf = _owner(module, name)
     setattr(owner, leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
 

@@ -82,7 +82,11 @@ class UptrainTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of a batch; see the class."""
+        """Return the loss of a batch, a scalar in nats per token that counts; see the class.
+
+        ``inputs`` holds ``input_ids`` and ``labels``, int64 tensors (batch, length). With `return_outputs` also return
+        the model's outputs.
+        """
         if not model.training or (self.teacher is None and self._early_exit is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if "labels" not in inputs:

@@ -136,7 +136,7 @@ def test_residuals_of_an_average_cancel_and_errors_fall():
     recursive = to_recursive(model, 3, "average")
     shared = recursive.model.layers[1].mlp.up_proj.weight
     assert_allclose(sum(weights[i] - shared for i in (1, 3, 5)).detach(), np.zeros((24, 16)), atol=1e-6)
-    errors = [to_recursive(model, 2, "average", r).conversion.arrays["error"] for r in (1, 2, 4, 8, 16)]
+    errors = [to_recursive(model, 2, "average", r).conversion.arrays["error"] for r in (1, 4, 16)]
     assert (np.diff(errors, axis=0) <= 1e-6).all()
     zero = to_recursive(model, 2, "average", 4, "zero")
     assert torch.equal(logits(zero), logits(to_recursive(model, 2, "average")))

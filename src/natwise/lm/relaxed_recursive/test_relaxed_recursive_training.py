@@ -67,6 +67,7 @@ def test_evaluation_of_exits():
     mean_exit = ((guesses == guesses[-1]).argmax(0) + 1).mean()
     assert_allclose(result.scalars["mean_exit"], mean_exit)
     assert result.arrays["agreement"][-1] == 1.0
+    assert evaluate_exits(model, IDS.int(), batch_size=5).scalars == pytest.approx(result.scalars)
     middle = evaluate_exits(to_recursive(source(layers=6), 2, sharing="middle_cycle"), IDS)
     assert (middle.rows, middle.scalars["mean_exit"]) == (("loop 2",), 2.0)
 

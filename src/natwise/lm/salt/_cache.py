@@ -32,6 +32,11 @@ class TeacherCache:
     folder : path
         Where `build` wrote them.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no path, or a folder without a cache.
+
     Attributes
     ----------
     k : int
@@ -119,7 +124,18 @@ class TeacherCache:
         return cls(path)
 
     def targets(self, sequences: torch.Tensor) -> TopKTargets:
-        """Return the predictions for some sequences, at all but their last position: rows (n * (t - 1), k)."""
+        """Return the predictions for some sequences, at all but their last position: rows (n * (t - 1), k).
+
+        Parameters
+        ----------
+        sequences : int tensor (n,)
+            Their numbers in the cache.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For other tensors, numbers that the cache does not have, or a part of it that cannot be read.
+        """
         if not isinstance(sequences, torch.Tensor) or sequences.ndim != 1 or not len(sequences):
             raise TypeError(f"sequences must be a tensor of numbers (n,), got {shorten(sequences)}")
         check_integers("sequences", sequences)
@@ -130,6 +146,7 @@ class TeacherCache:
         return TopKTargets(probabilities.to(sequences.device), tokens.to(sequences.device))
 
     def _sequence(self, index: int) -> dict[str, torch.Tensor]:
+        """Return probabilities ``p`` and tokens ``token`` of one sequence, each (t, k)."""
         if not 0 <= index < self.shape[0]:
             raise ValueError(f"index must lie in [0, {self.shape[0]}), got {index}")
         part, row = divmod(index, SEQUENCES_PER_FILE)
@@ -151,6 +168,7 @@ def _checked_settings(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def _ask(teacher: nn.Module, input_ids: torch.Tensor, k: int, rho: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k largest probabilities, float16, and their tokens, int32, each (n, t, k) for input_ids (n, t)."""
     with torch.no_grad():
         logits = teacher(input_ids=input_ids.to(next(teacher.parameters()).device)).logits.float()
     if k > logits.shape[-1]:

@@ -160,6 +160,16 @@ def linear_salt_loss(
         See `salt_loss`.
     reduction : {"mean", "sum"}
         Over the rows that count.
+
+    Returns
+    -------
+    tensor
+        Scalar in nats per token.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `salt_loss`; also for output matrices of another width, vocabulary or dtype.
     """
     weight = check_real("weight", weight, minimum=0.0, maximum=1.0)
     rho = check_real("inverse_temperature", inverse_temperature, minimum=0.0)
@@ -203,7 +213,7 @@ def as_tensor(value: Any) -> Any:
 
 
 def check_labels(labels: Any, n_tokens: int) -> torch.Tensor:
-    """Return labels as int64; refuse what is no integer, not in [0, n_tokens) or -100, or all -100."""
+    """Return labels (...) as int64; refuse what is no integer, not in [0, n_tokens) or -100, or all -100."""
     if not isinstance(labels, torch.Tensor) or labels.dtype not in INTEGERS:
         raise TypeError(f"labels must be an integer tensor, got {_kind(labels)}")
     labels = labels.long()
@@ -299,7 +309,7 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def _check_finite(name: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Look at the extremes of the rows that count; no array of the size of the logits is made."""
+    """Look at the extremes of the rows of (n, V) that count; no array of the size of the logits is made."""
     extremes = torch.stack(torch.aminmax(logits.detach(), dim=-1))[:, labels != IGNORED]
     if not torch.isfinite(extremes).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")

@@ -68,7 +68,13 @@ def select_sequences(scores: Any, keep: int | float) -> np.ndarray:
 
     Returns
     -------
-    ndarray of int64
+    ndarray of int64 (count,)
+        At least one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For no or other scores, or a count or fraction that they do not have.
     """
     values = check_array("scores", scores, shape=("sequences",))
     if not len(values):
@@ -81,6 +87,7 @@ def select_sequences(scores: Any, keep: int | float) -> np.ndarray:
 
 
 def _score(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the score of one sequence: logits (t, V), labels and which of them count (t,)."""
     logits, truth = logits[counted].double(), labels[counted][:, None]
     if not torch.isfinite(logits).all():
         raise ValueError("logits must be finite, got NaN or infinity")

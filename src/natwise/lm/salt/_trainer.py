@@ -107,7 +107,11 @@ class SaltTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of a batch; see the class."""
+        """Return the loss of a batch, a scalar in nats per token that counts; see the class.
+
+        ``inputs`` holds ``input_ids`` and ``labels``, int64 tensors (batch, length), with a `TeacherCache` also
+        ``index`` (batch,). With `return_outputs` also return the model's outputs.
+        """
         index = inputs.pop("index", None)
         weight = self.teacher_weight() if model.training else 0.0
         if model.training and 0 < self.state.max_steps != self.schedule.total_steps:
@@ -135,7 +139,7 @@ class SaltTrainer(Trainer):
     def _mixed_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, weight: float, index: torch.Tensor | None
     ) -> tuple[Any, torch.Tensor]:
-        """Return the student's outputs, and the sum of the loss over the tokens of a batch."""
+        """Return the student's outputs, and the sum of the loss over the labels (batch, length - 1) of a batch."""
         counts = bool((labels != IGNORED).any())
         if self._from_hidden and counts:
             return None, self._hidden_loss(model, inputs, labels, weight)
@@ -160,6 +164,7 @@ class SaltTrainer(Trainer):
     def _hidden_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, weight: float
     ) -> torch.Tensor:
+        """Return the sum of the loss over labels (batch, length - 1), without the logits of a batch."""
         student, matrix = _last_hidden(model, inputs)
         with torch.no_grad():
             teacher, teacher_matrix = _last_hidden(self.teacher, inputs)
@@ -173,7 +178,7 @@ class SaltTrainer(Trainer):
         )  # fmt: skip
 
     def _report(self, student: torch.Tensor, labels: torch.Tensor, weight: float, total: torch.Tensor) -> None:
-        """Log both parts of the loss of this batch, in nats per token, at the steps that are logged."""
+        """Log both parts of the loss (nats per token), at steps that are logged; logits (b, t, V), labels (b, t)."""
         if self.args.logging_strategy != "steps" or (self.state.global_step + 1) % self.state.logging_steps:
             return
         with torch.no_grad():
