@@ -11,7 +11,7 @@ from sklearn.utils.validation import validate_data
 
 from natwise.core.validation import check_real, shorten
 
-Setting = TypeVar("Setting")
+Value = TypeVar("Value")
 
 
 def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool, min_features: int = 1) -> np.ndarray:
@@ -47,7 +47,7 @@ def check_missing_values(value: Any) -> None:
         check_real("missing_values", value)
 
 
-def check_each(name: str, values: Any, check: Callable[[str, Any], Setting]) -> list[Setting]:
+def check_each(name: str, values: Any, check: Callable[[str, Any], Value]) -> list[Value]:
     """Return the settings to try, at least one, each of them checked."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must hold numbers to try, got {shorten(values)}")

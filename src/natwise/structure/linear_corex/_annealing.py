@@ -81,7 +81,7 @@ def _run_stage(ascent: Ascent, tol: float, max_iter: int, history: list[float], 
 
 
 def compress(X: torch.Tensor) -> torch.Tensor:
-    """Return data with the same second moments but at most p rows, when that is clearly fewer than `X` has."""
+    """Return data with the second moments of `X` (n, p) but at most p rows, when that is clearly fewer than n."""
     n_samples, n_features = X.shape
     if n_samples < COMPRESSION * n_features:
         return X

@@ -160,7 +160,10 @@ class Ascent:
     def _try_block(
         self, rho: torch.Tensor, line_rho: torch.Tensor, ry: torch.Tensor, H: torch.Tensor, T: torch.Tensor
     ) -> torch.Tensor:
-        """Return the block's parts of objective and slope, add its part to `H`, write -T."""
+        """Return a block's parts of objective and slope, (2,); add its part to `H` (m, m), write -T (m, width).
+
+        `rho` and `line_rho` are (m, width), `ry` is (m, m).
+        """
         inverse, b, Q, work = self._scratch[:, :, : rho.shape[1]]
         torch.addcmul(self._one, rho, rho, value=-1, out=inverse).reciprocal_()
         torch.mul(rho, inverse, out=b)
@@ -174,18 +177,19 @@ class Ascent:
         return torch.stack([tc, -torch.mul(T, line_rho, out=work).sum(1).double().sum()])
 
     def _images(self, V: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return V X^T, and V S in `out`."""
+        """Return V X^T (m, n) of weights V (m, p), and V S (m, p) in `out`."""
         factors = V @ self._X.T
         torch.mm(factors * ((1 - self.eps**2) / len(self._X)), self._X, out=out)
         return factors, out.add_(V, alpha=self.eps**2) if self.eps else out
 
     def _inner(self, A: torch.Tensor, A_X: torch.Tensor, B: torch.Tensor, B_X: torch.Tensor) -> torch.Tensor:
-        """Return A S B^T in float64 from A, B and their products with X^T."""
+        """Return A S B^T (m, m) in float64 from A, B (m, p) and their products with X^T (m, n)."""
         inner = (A_X @ B_X.T).double() * ((1 - self.eps**2) / len(self._X))
         return inner + self.eps**2 * (A @ B.T).double() if self.eps else inner
 
 
 def _dot(A: torch.Tensor, B: torch.Tensor) -> float:
+    """Return the inner product of two matrices of one shape."""
     return float(torch.dot(A.view(-1), B.view(-1)))
 
 

@@ -244,6 +244,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return X
 
     def _climb(self, Z: np.ndarray) -> Climb:
+        """Return where the ascent ends on standardised data (n, p)."""
         dtype = torch.float64 if self.overlap else getattr(torch, self.dtype)
         X = torch.from_numpy(Z).to(device=self.device, dtype=dtype)
         generator = Streams.of(self.random_state).numpy("weights")
@@ -255,7 +256,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return climb(X, weights, anneal=self.anneal, tol=self.tol, max_iter=self.max_iter, report=report)
 
     def _describe(self, Z: np.ndarray, weights: np.ndarray) -> None:
-        """Set the fitted attributes from normalised weights."""
+        """Set the fitted attributes from standardised data (n, p) and normalised weights (m, p)."""
         weights = _below_one(Z, weights)
         moments = objective_moments(Z, weights)
         tcs = mutual_information(moments["rho"]).sum(axis=1) + 0.5 * np.log1p(-moments["uj"])
@@ -266,7 +267,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._store_covariance(A, 1 - (A**2).sum(axis=0))
 
     def _describe_overlapping(self, Z: np.ndarray, weights: np.ndarray) -> None:
-        """Set the fitted attributes from weights of unnormalised, overlapping factors."""
+        """Set the fitted attributes from standardised data (n, p) and weights (m, p) of overlapping factors."""
         X = torch.from_numpy(Z)
         model = OverlapModel.of(X, torch.from_numpy(weights))
         kept = 0.5 * torch.log(model.factor_covariance.diagonal()).numpy()
@@ -280,6 +281,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._store_covariance(A.numpy(), model.residual.numpy())
 
     def _store(self, weights: np.ndarray, rho: np.ndarray, tcs: np.ndarray, tc: float, regression: np.ndarray) -> None:
+        """Keep weights, correlations and regression coefficients (m, p), and the factors' shares of the TC (m,)."""
         self.components_ = weights
         self.labels_ = np.abs(weights).argmax(axis=0)
         self.mutual_info_ = mutual_information(rho)
@@ -288,6 +290,7 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._regression = regression
 
     def _store_covariance(self, A: np.ndarray, residual: np.ndarray) -> None:
+        """Keep the covariance of loadings A (m, p) and residual variances (p,) on the model's scale."""
         scale = self._gaussianizer.scale_
         self.location_ = self._gaussianizer.location_
         self.low_rank_ = LowRankDiagCovariance(A * scale, np.maximum(residual, SMALLEST_VARIANCE) * scale**2)
@@ -299,13 +302,13 @@ class LinearCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
 
 def _below_one(Z: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Shrink weights whose u rounding has brought to one."""
+    """Shrink weights (m, p) whose u on the data Z (n, p) rounding has brought to one."""
     u = ((weights @ Z.T) ** 2).mean(axis=1)
     return weights * np.sqrt(np.minimum(1, LARGEST_U / np.maximum(u, LARGEST_U)))[:, None]
 
 
 def _warn_of_copies(Z: np.ndarray) -> None:
-    """Warn of columns that nearly are copies: they meet when the columns are sorted by a random projection."""
+    """Warn of columns of Z (n, p) that nearly are copies: they meet when sorted by a random projection."""
     unit = Z / np.maximum(np.linalg.norm(Z, axis=0), np.finfo(float).tiny)
     order = np.argsort(np.abs(np.random.default_rng(0).standard_normal(len(Z)) @ unit))
     correlation = np.einsum("ij,ij->j", unit[:, order[1:]], unit[:, order[:-1]])

@@ -80,30 +80,35 @@ class Gaussianizer:
         return (_unsquash(Z) if self.kind == "outliers" else Z) * self.scale_ + self.location_
 
     def to_model_units(self, X: np.ndarray) -> np.ndarray:
-        """Return `X` without missing values, in the units in which `location_` and `scale_` are given."""
+        """Return `X` (n, p) without missing values, in the units in which `location_` and `scale_` are given."""
         return self.transform(X) if self.kind == "empirical" else self._fill(X)
 
     def _fit_scale(self, location: np.ndarray, scale: np.ndarray) -> None:
+        """Keep location and scale (p,); refuse those that overflowed."""
         if not np.isfinite(scale).all():
             raise ValueError(f"X must have finite variances, they overflow in {_list(~np.isfinite(scale))}")
         self.location_, self.scale_ = location, np.maximum(scale, SMALLEST_SCALE)
 
     def _missing(self, X: np.ndarray) -> np.ndarray:
+        """Return the flags (n, p) of missing values."""
         if self.missing_values is None:
             return np.zeros(X.shape, dtype=bool)
         return np.isnan(X) if np.isnan(self.missing_values) else np.equal(X, self.missing_values)
 
     def _fill(self, X: np.ndarray) -> np.ndarray:
+        """Return `X` (n, p) with the training means in the place of missing values."""
         missing = self._missing(X)
         return np.where(missing, self.fill_, X) if missing.any() else X
 
 
 def _squash(Z: np.ndarray) -> np.ndarray:
+    """Return values of any shape, those beyond four squashed into (4, 5)."""
     inner = np.clip(Z, -_LINEAR_UP_TO, _LINEAR_UP_TO)
     return inner + np.tanh(Z - inner)
 
 
 def _unsquash(Z: np.ndarray) -> np.ndarray:
+    """Undo `_squash`."""
     inner = np.clip(Z, -_LINEAR_UP_TO, _LINEAR_UP_TO)
     return inner + np.arctanh(np.clip(Z - inner, -1 + 1e-10, 1 - 1e-10))
 
@@ -115,7 +120,7 @@ def _quantiles(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unit_or_larger(X: np.ndarray) -> np.ndarray:
-    """Return 1 for columns that the formulas can take as they are, and the root mean square of larger ones."""
+    """Return (p,): 1 for columns of X (n, p) that the formulas can take as they are, the root mean square of others."""
     with np.errstate(over="ignore"):
         size = np.sqrt((X**2).mean(axis=0))
     large = size > 1.001
@@ -129,6 +134,7 @@ def _unit_or_larger(X: np.ndarray) -> np.ndarray:
 
 
 def _list(flags: np.ndarray, limit: int = 5) -> str:
+    """Return some of the flagged columns in words."""
     columns = np.flatnonzero(flags)
     more = f" and {len(columns) - limit} more" if len(columns) > limit else ""
     return f"column{'s' if len(columns) > 1 else ''} {', '.join(map(str, columns[:limit]))}{more}"

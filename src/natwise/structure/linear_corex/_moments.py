@@ -76,7 +76,7 @@ def corex_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[
 
 
 def objective_moments(X: np.ndarray, weights: np.ndarray, eps: float = 0.0) -> dict[str, Any]:
-    """Return the moments that the objective is made of; arguments as in `corex_moments`, already checked."""
+    """Return the moments that the objective is made of, of X (n, p) and weights (m, p); see `corex_moments`."""
     rho = (1 - eps**2) * ((weights @ X.T) @ X) / len(X) + eps**2 * weights
     ry = weights @ rho.T
     uj = ry.diagonal().copy()

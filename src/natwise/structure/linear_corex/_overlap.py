@@ -9,8 +9,8 @@ import torch
 
 from natwise.core.progress import Report
 from natwise.structure.linear_corex._annealing import Climb, compress
+from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE
 
-SMALLEST_VARIANCE = 1e-6
 STEP = 0.1
 
 
@@ -52,7 +52,7 @@ class OverlapModel:
         return cls(factor_covariance, covariance, regression, residual, tc)
 
     def improve(self, weights: torch.Tensor) -> torch.Tensor:
-        """Return the weights moved by the damped fixed-point update."""
+        """Return the weights (m, p) moved by the damped fixed-point update."""
         scaled = self.regression / self.residual
         coupling = (scaled @ self.regression.T).fill_diagonal_(0)
         return (1 - STEP) * weights + STEP * (scaled - coupling @ weights)

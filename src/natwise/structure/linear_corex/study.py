@@ -108,7 +108,7 @@ def _stocks(n_days: int, n_components: int, setting: Setting) -> Found:
 
 
 def _held_out_loss(model: Any, train: np.ndarray, test: np.ndarray) -> float:
-    """Return the mean negative log-likelihood, NaN where the model cannot be fitted."""
+    """Return the mean negative log-likelihood of days (n, p), NaN where the model cannot be fitted."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # FactorAnalysis and GraphicalLasso complain of n < p
@@ -132,7 +132,7 @@ def _covariance_models(n_components: int, seed: int, penalties: tuple[float, ...
 
 
 def _windows(returns: np.ndarray, n_days: int, horizon: int = 60, stride: int = 250) -> Iterator[tuple[Any, Any]]:
-    """Yield training and held-out days in units of the training days' deviation; held-out days are cut at six."""
+    """Yield training and held-out days (n, p) in units of the training days' deviation, the latter cut at six."""
     for start in range(0, len(returns) - n_days - horizon + 1, stride):
         train = returns[start : start + n_days]
         test = returns[start + n_days : start + n_days + horizon]
@@ -160,6 +160,7 @@ def _blessing(setting: Setting) -> Found:
 
 
 def _groupings(X: np.ndarray, m: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name of each method and the group of each column of X (n, p), of m groups."""
     from sklearn.decomposition import FactorAnalysis
     from sklearn.exceptions import ConvergenceWarning
 
@@ -178,6 +179,7 @@ def _strongest(model: Any) -> np.ndarray:
 
 
 def _k_means(Z: np.ndarray, m: int, seed: int) -> np.ndarray:
+    """Return the group of each column of standardised data (n, p)."""
     from sklearn.cluster import KMeans
 
     return KMeans(m, n_init=3, random_state=seed).fit(Z.T).labels_

@@ -83,7 +83,7 @@ class BernoulliLoss:
         return a
 
     def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the loss and its gradient with respect to the flattened weights and intercepts."""
+        """Return the loss and its gradient with respect to the weights and intercepts (m (rank + 1),)."""
         logits = self.inputs @ flat.reshape(self.n_components, -1).T
         Y = expit(logits)
         loss, by_Y = _decoding(self.X, Y)
@@ -114,6 +114,7 @@ def _decoding(X: np.ndarray, Y: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _cross_entropy(X: np.ndarray, logits: np.ndarray) -> float:
+    """Return -sum_i E log p(x_i) of samples and log-odds, both (n, p)."""
     return float((np.logaddexp(0.0, logits) - X * logits).sum() / len(X))
 
 
@@ -135,16 +136,20 @@ def _information(logits: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _mean_given(X: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return E[x_i | factor j] (m, p) of samples X (n, p) whose shares in the factors are (n, m)."""
     return (share.T @ X) / _total(share)[:, None]
 
 
 def _total(share: np.ndarray) -> np.ndarray:
+    """Return the sums (m,) of shares (n, m), not quite 0."""
     return np.maximum(share.sum(0), 1e-12)
 
 
 def _log_odds(mean: np.ndarray) -> np.ndarray:
+    """Return the log-odds of clipped means of any shape."""
     return logit(np.clip(mean, CLIP, 1 - CLIP))
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
+    """Return the entropy of bits of probability p, of any shape."""
     return -xlogy(p, p) - xlogy(1 - p, 1 - p)

@@ -16,6 +16,7 @@ from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_option, check_real
 from natwise.structure._inputs import check_rows
+from natwise.structure.linear_corex._moments import mutual_information
 from natwise.structure.minsyn._bernoulli import BernoulliDecoder, BernoulliLoss, factor_information
 from natwise.structure.minsyn._gaussian import GaussianDecoder, GaussianLoss, correlations, synergy
 from natwise.structure.minsyn._span import Span
@@ -197,6 +198,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_real("tol", self.tol, minimum=0)
 
     def _scale(self, X: np.ndarray) -> None:
+        """Learn means and scales of samples (n, p)."""
         with np.errstate(over="ignore", invalid="ignore"):
             self.mean_, deviation = X.mean(0), X.std(0)
         if not np.isfinite(deviation).all():
@@ -210,17 +212,18 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.scale_ = np.where(standardise, deviation, 1.0)
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
+        """Return samples (n, p) on the model's scale."""
         return (X - self.mean_) / self.scale_
 
     def _losses(self, X: np.ndarray, span: Span) -> list[GaussianLoss | BernoulliLoss]:
-        """Return the losses that are minimised one after the other; the last one is the loss itself."""
+        """Return the losses on samples (n, p) to minimise one after the other; the last one is the loss itself."""
         if self.likelihood == "bernoulli":
             return [BernoulliLoss(X, span, self.n_components, self.beta)]
         levels = np.geomspace(max(_FIRST_NOISE, self.noise), self.noise, _STAGES)
         return [GaussianLoss(span, self.n_components, noise, self.beta) for noise in levels]
 
     def _run(self, X: np.ndarray, span: Span, rng: np.random.Generator) -> tuple[float, np.ndarray, int, bool]:
-        """Return loss, weights, number of iterations and whether the last stage ended by itself."""
+        """Return loss, weights (m, rank), number of iterations and whether the last stage ended by itself."""
         losses = self._losses(X, span)
         a, n_iter = losses[0].start(rng), 0
         options = {"maxiter": self.max_iter, "maxfun": 20 * self.max_iter, "ftol": self.tol, "gtol": 1e-7}
@@ -230,7 +233,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return float(found.fun), a, max(1, n_iter), found.status != 1
 
     def _keep(self, X: np.ndarray, span: Span, a: np.ndarray) -> None:
-        """Store what is learned, factors in order and with their sign."""
+        """Store what is learned from weights a (m, rank), factors in order and with their sign."""
         loss = self._losses(X, span)[-1]
         told = self._describe(X, loss, a)[2].sum(1)
         weights = loss.weights(a)
@@ -255,9 +258,10 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         noise = 1 - (w**2).sum(1)
         self._decoder = GaussianDecoder(R, noise, self.mean_, X.std(0) * self._varies)
         self.synergy_ = synergy(R, correlations(w))
-        return np.zeros(len(a)), -0.5 * np.log(noise), -0.5 * np.log1p(-(R**2))
+        return np.zeros(len(a)), -0.5 * np.log(noise), mutual_information(R)
 
 
 def _check_unit_interval(X: np.ndarray) -> None:
+    """Refuse values of any shape outside [0, 1]."""
     if X.min() < 0 or X.max() > 1:
         raise ValueError(f"X must be in [0, 1] for likelihood='bernoulli', got values from {X.min()} to {X.max()}")

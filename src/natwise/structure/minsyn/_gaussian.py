@@ -42,7 +42,7 @@ class GaussianDecoder:
         return self.mean + self.scale * (Y @ self.loadings)
 
     def log_likelihood(self, X: np.ndarray, Y: np.ndarray) -> float:
-        """Return the mean over samples of the log-density of the variables that vary, noise in the factors averaged."""
+        """Return the mean log-density of X (n, p) with factors Y (n, m); of the variables that vary, noise averaged."""
         varies = self.scale > 0
         scale, precision = self.scale[varies], self.precision[varies]
         error = ((X - self.predict(Y))[:, varies] / scale) ** 2
@@ -73,7 +73,7 @@ class GaussianLoss:
         return np.sqrt((1 - self.noise) / (1 + (a**2).sum(1, keepdims=True))) * a
 
     def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the loss and its gradient with respect to the flattened a."""
+        """Return the loss and its gradient with respect to the flattened a (m rank,)."""
         a = flat.reshape(self.n_components, -1)
         squared = 1 + (a**2).sum(1)
         w, B = self.encode(a), self.span.loadings
@@ -122,7 +122,7 @@ def correlations(w: np.ndarray) -> np.ndarray:
 
 
 def _terms(R: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return -E log p_CI per variable, and the derivatives of their sum by R and by the off-diagonal of C."""
+    """Return -E log p_CI (p,), and the derivatives of its sum by R (m, p) and by the off-diagonal of C (m, m)."""
     C = overlap.copy()
     np.fill_diagonal(C, 1.0)
     inverse = 1 / (1 - R**2)

@@ -65,7 +65,7 @@ class _Problem:
         ]
 
     def column_sums(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum over x of each cell's column y, once per cell."""
+        """Return the sum over x of each cell's column y, once per cell, (n_cells,)."""
         return np.bincount(self.column, values)[self.column]
 
     def negative_conditional_entropy(self, q: np.ndarray) -> float:
@@ -87,13 +87,13 @@ class _Problem:
         return None
 
     def restore_pairs(self, q: np.ndarray) -> np.ndarray:
-        """Undo rounding errors in the constraints by proportional fitting, which keeps q positive."""
+        """Undo rounding errors in the constraints by proportional fitting, which keeps q (n_cells,) positive."""
         for index, wanted in self.pairs * 5:
             q = q * (wanted[index] / np.bincount(index, q, len(wanted))[index])
         return q
 
     def _newton(self, q: np.ndarray, t: float) -> tuple[np.ndarray, float]:
-        """Return Newton's step under the constraints and the squared decrement."""
+        """Return Newton's step (n_cells,) under the constraints and the squared decrement."""
         diagonal = q**2 / (t * q + 1)
         rank_one = t / np.bincount(self.column, q / (t * q + 1))
 
@@ -129,6 +129,7 @@ class _Problem:
         return length
 
     def _barrier(self, q: np.ndarray, t: float) -> float:
+        """Return t f(q) - sum log q of cells (n_cells,)."""
         return t * self.negative_conditional_entropy(q) - float(np.sum(np.log(q)))
 
 

@@ -57,12 +57,12 @@ class Strings:
         self.test_letters = (test[:, :, None] == np.arange(N_LETTERS)).reshape(len(test), -1).astype(float)
 
     def purity(self, weights: np.ndarray) -> float:
-        """Return the share of the squared weight on the strongest position, averaged over factors."""
+        """Return the share of the squared weight (m, p) on the strongest position, averaged over factors."""
         by_position = (weights.reshape(len(weights), self.shape[0], N_POSITIONS, -1) ** 2).sum((1, 3))
         return float((by_position.max(1) / by_position.sum(1)).mean())
 
     def letter_correlation(self, factors: np.ndarray) -> float:
-        """Return the best |correlation| of each letter with a factor on the held-out strings, averaged."""
+        """Return the best |correlation| of each letter with a factor (n, m) on the held-out strings, averaged."""
         Z = factors - factors.mean(0)
         letters = self.test_letters - self.test_letters.mean(0)
         norms = np.outer(np.linalg.norm(letters, axis=0), np.linalg.norm(Z, axis=0))
@@ -131,7 +131,7 @@ def _find_letters(
 
 
 def _baselines(train: np.ndarray, test: np.ndarray, streams: Streams) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return weights and held-out factors of the methods that a user would try first."""
+    """Return weights (m, p) and held-out factors (n, m) of the methods that a user would try first."""
     from sklearn.decomposition import NMF, PCA, FastICA
 
     from natwise.structure.linear_corex import LinearCorEx

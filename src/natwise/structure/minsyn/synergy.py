@@ -150,24 +150,27 @@ def _correlations(covariance: Any) -> np.ndarray:
 
 
 def _gaussian_information(R: np.ndarray) -> float:
+    """Return I(X;Y) from correlations (1 + m, 1 + m)."""
     return gaussian_mutual_information(R, 0, range(1, len(R)))
 
 
 def _gaussian_single_informations(R: np.ndarray) -> np.ndarray:
+    """Return I(X;Y_j), (m,), from correlations (1 + m, 1 + m)."""
     return -0.5 * np.log1p(-(R[0, 1:] ** 2))
 
 
 def _information(p: np.ndarray) -> float:
+    """Return I(X;Y) from a table [x, y1, …, ym]."""
     return mutual_information(p, 0, range(1, p.ndim))
 
 
 def _pair(p: np.ndarray, j: int) -> np.ndarray:
-    """Return the table p(x, y_j)."""
+    """Return the table p(x, y_j), (n_x, n_yj)."""
     return p.sum(axis=tuple(axis for axis in range(1, p.ndim) if axis != j))
 
 
 def _log(p: np.ndarray) -> np.ndarray:
-    """Return log p with 0 where p is 0, for use under a mask."""
+    """Return log p, of any shape, with 0 where p is 0, for use under a mask."""
     return np.log(p, where=p > 0, out=np.zeros_like(p))
 
 

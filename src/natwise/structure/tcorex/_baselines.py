@@ -81,6 +81,7 @@ def time_graphical_lasso(
 
 
 def _soft(x: np.ndarray, threshold: float) -> np.ndarray:
+    """Move values of any shape towards 0 by the threshold."""
     return np.sign(x) * np.maximum(np.abs(x) - threshold, 0)
 
 
@@ -89,12 +90,14 @@ def _tcorex(model: TCorEx, X: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def _per_period(model: Any, X: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the covariances (T, p, p) of a model that is fitted to each period by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FactorAnalysis complains of n < p
         return np.stack([_covariance(model.fit(X[times == t])) for t in np.unique(times)])
 
 
 def _pooled(model: Any, X: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the covariance of a model of all periods, once for each, (T, p, p)."""
     return np.stack([_covariance(model.fit(X))] * len(np.unique(times)))
 
 

@@ -54,6 +54,7 @@ class PrecisionDifference:
         return float(abs(eigsh(operator, k=1, which="LM", v0=start, return_eigenvectors=False)[0]))
 
     def _times(self, x: np.ndarray) -> np.ndarray:
+        """Return the difference times a vector (p,)."""
         x = x.ravel()
         return self._diagonal * x + self._Q @ (self._C @ (self._Q.T @ x))
 

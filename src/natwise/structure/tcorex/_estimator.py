@@ -26,9 +26,10 @@ from natwise.core.validation import (
 )
 from natwise.structure._inputs import check_missing_values, check_rows, nan_is_missing
 from natwise.structure.linear_corex import LinearCorEx
+from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE, mutual_information
 from natwise.structure.tcorex._changes import PrecisionDifference
 from natwise.structure.tcorex._descent import Descent
-from natwise.structure.tcorex._objective import SMALLEST_VARIANCE, OwnRows, Rows, TemporalObjective, TemporalPenalty
+from natwise.structure.tcorex._objective import OwnRows, Rows, TemporalObjective, TemporalPenalty
 from natwise.structure.tcorex._periods import Standardization, check_times, distance_weights, find_periods
 
 PENALTIES = ("weights", "mutual_info")
@@ -332,14 +333,14 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return torch.from_numpy(model.components_ / size[:, None])
 
     def _describe(self, Z: np.ndarray, counts: np.ndarray, window: np.ndarray, weights: torch.Tensor) -> None:
-        """Set the fitted attributes from weights."""
+        """Set the fitted attributes from standardised samples (N, p), `_rows`'s arguments and weights (T, m, p)."""
         weights = weights.double().cpu()
         objective = TemporalObjective(*_rows(Z, counts, window, self.weighted_objective), TemporalPenalty())
         self.tc_ = -objective.evaluate(weights, torch.empty_like(weights))[0].numpy()
         correlations, size = objective.correlations(weights)
         self.components_ = (weights / size).numpy()
         squared = correlations.numpy() ** 2
-        self.mutual_info_ = -0.5 * np.log1p(-squared)
+        self.mutual_info_ = mutual_information(correlations.numpy())
         self.labels_ = self.mutual_info_.argmax(axis=1)
         strength = correlations.numpy() / (1 - squared)
         self._loadings = strength / (1 + (squared / (1 - squared)).sum(axis=1, keepdims=True))
@@ -366,7 +367,10 @@ def _one_of(y: Any, times: Any) -> Any:
 def _rows(
     Z: np.ndarray, counts: np.ndarray, window: np.ndarray, weighted_objective: bool
 ) -> tuple[Rows, OwnRows | None]:
-    """Return the rows that correlations are learned from, and those whose residuals count when they are others."""
+    """Return the rows that correlations are learned from, and those whose residuals count when they are others.
+
+    Samples Z (N, p) stand period by period; `counts` (T,) says how many are of each, `window` (T, N) what each weighs.
+    """
     own = np.zeros((len(counts), counts.max(), Z.shape[1]))
     filled = np.arange(counts.max()) < counts[:, None]
     own[filled] = Z

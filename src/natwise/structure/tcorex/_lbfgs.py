@@ -67,7 +67,7 @@ class LBFGS:
         return False
 
     def _try(self, step: torch.Tensor) -> None:
-        """Set the trial weights; the step is given by its coefficients."""
+        """Set the trial weights; the step is given by its coefficients in the basis, (7,)."""
         first, *others = self._positions()
         torch.add(self._weights, self._basis[first], alpha=float(step[first]), out=self._trial)
         for position in others:
@@ -105,13 +105,14 @@ class LBFGS:
         return [*self._order, *(MEMORY + slot for slot in self._order), _GRADIENT]
 
     def _products(self, vector: torch.Tensor) -> torch.Tensor:
-        """Return the inner products of a vector with the basis."""
+        """Return the inner products (7,) of a vector, of the weights' shape, with the basis."""
         positions, products = self._positions(), torch.zeros(_GRADIENT + 1, dtype=torch.float64)
         found = [torch.dot(self._basis[position].flatten(), vector.flatten()) for position in positions]
         products[positions] = torch.stack(found).double().cpu()
         return products
 
     def _set_products(self, position: int, products: torch.Tensor) -> None:
+        """Keep the inner products (7,) of the vector in a slot with the basis."""
         self._gram[:, position] = self._gram[position] = products
 
     def _direction(self) -> torch.Tensor:

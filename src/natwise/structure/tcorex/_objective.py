@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-SMALLEST_VARIANCE = 1e-6
+from natwise.structure.linear_corex._moments import SMALLEST_VARIANCE
+
 _BLOCK_ELEMENTS = {"cpu": 5 * 2**16, "cuda": 2**27}
 
 
@@ -65,6 +66,7 @@ class TemporalPenalty:
         return torch.stack([self._on_block(*block) for block in blocks]).sum()
 
     def _on_block(self, M: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the penalty of some columns (T, k) of the flattened weights and write their gradient (T, k)."""
         slope = M.new_empty(len(M) + 1, M.shape[1])
         slope[0], slope[-1] = 0, 0  # nothing before the first and after the last period
         change = torch.sub(M[1:], M[:-1], out=slope[1:-1])
@@ -143,9 +145,11 @@ class TemporalObjective:
         return factors.images(slice(None))[0] / _guarded(self._variance).sqrt(), factors.scale
 
     def _with_noise(self, variance: torch.Tensor) -> torch.Tensor:
+        """Return second moments (T, p) under the annealing noise."""
         return (1 - self._noise) * variance + self._noise
 
     def _blocks(self, W: torch.Tensor) -> Iterator[slice]:
+        """Cut the variables of W (T, m, p) into parts that fit the cache."""
         width = max(16, _BLOCK_ELEMENTS[W.device.type] // (W.shape[0] * W.shape[1]))
         return (slice(start, start + width) for start in range(0, W.shape[2], width))
 
@@ -205,7 +209,7 @@ class Factors:
         return images, own_images
 
     def receive(self, through: Sequence[torch.Tensor], columns: slice, gradient: torch.Tensor) -> None:
-        """Take gradients as `Residuals.gradients` returns them; add what passes by the samples to that of W."""
+        """Take gradients of `Residuals.gradients`; add what passes by the samples to the gradient of W (T, m, c)."""
         through_images, through_own_images, through_gram = through
         self._mixing += through_gram
         if self._own is None:
@@ -221,7 +225,7 @@ class Factors:
             self._pull += through_weights.mul_(self._W[..., columns]).sum(2, keepdim=True)
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add the gradient with respect to W of all that was received, and of the logarithm of the scales."""
+        """Add the gradient with respect to W (T, m, p) of all that was received, and of the logarithm of the scales."""
         pull = self._pull + (self._received * self._weighted).sum(2, keepdim=True)
         pull += (self._mixing * self.gram).sum(2, keepdim=True)
         if self._own is not None:
@@ -300,7 +304,7 @@ class Residuals:
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a product of matrices per period; `right` may be one matrix for all."""
+    """Add the product of left (T, m, k) and right (T, k, c), or (k, c) for all periods, to the total (T, m, c)."""
     if right.ndim == 2:
         total.flatten(0, 1).addmm_(left.flatten(0, 1), right)
     else:

@@ -183,6 +183,6 @@ def _location(
 
 
 def _signal(estimate: np.ndarray, noise: np.ndarray, weight: np.ndarray) -> float:
-    """Return the share of the weighted square of `estimate` that its noise variance does not explain, in [0, 1]."""
+    """Return the share of the weighted square of `estimate` that its noise variance leaves, in [0, 1]; all (T, p)."""
     explained, scatter = np.nansum(noise * weight), np.nansum(np.where(np.isnan(noise), np.nan, estimate**2 * weight))
     return float(np.clip(1 - explained / scatter, 0.0, 1.0)) if scatter > 0 else 1.0

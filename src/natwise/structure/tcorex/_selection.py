@@ -44,8 +44,7 @@ def select_smoothness(
     l1, gamma : iterable of float
         The values to try; all pairs are.
     n_splits : int
-        Parts into which the samples of each period are split; each part is held out once. Each period needs so many
-        samples, and four for two parts.
+        Parts into which each period is split; each is held out once. A period needs so many samples, four for two.
     n_jobs : int, optional
         Fits at a time, as in joblib, whose backends (Dask, Ray) can spread them over machines.
     random_state : int, Generator, RandomState or None
@@ -62,15 +61,13 @@ def select_smoothness(
     Raises
     ------
     ValueError, TypeError
-        If an argument is not as described, or a period has fewer than `n_splits` samples.
+        If an argument is not as described.
     """
-    check_integer("n_splits", n_splits, minimum=2)
     pairs = list(product(check_each("l1", l1, _check_positive), check_each("gamma", gamma, _check_share)))
     streams = Streams.of(random_state)
     X = check_array("X", X, shape=("n_samples", "n_features"), finite=False)
     times = check_times(times, len(X))
-    period = find_periods(times, n_splits if n_splits > 2 else 4)[1]  # two remain
-    splits = list(StratifiedKFold(n_splits, shuffle=True, random_state=streams.seed("splits")).split(X, period))
+    splits = _splits(times, check_integer("n_splits", n_splits, minimum=2), streams.seed("splits"))
     models = [TCorEx(n_components, l1=a, gamma=g, random_state=streams.seed("fit"), **parameters) for a, g in pairs]
     with provenance(data={"X": X}) as record:
         held_out = Parallel(n_jobs=n_jobs)(
@@ -97,5 +94,12 @@ _check_positive = partial(check_real, minimum=0)
 _check_share = partial(check_real, minimum=0, maximum=1)
 
 
+def _splits(times: np.ndarray, n_splits: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows to fit and those to hold out, of each split; two of each period (n,) at least remain to fit."""
+    period = find_periods(times, n_splits if n_splits > 2 else 4)[1]
+    return list(StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(period, period))
+
+
 def _held_out(model: TCorEx, X: np.ndarray, times: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
+    """Return the score of samples X (n, p), (n,) that the rows `test` are, of a model of the rows `train`."""
     return model.fit(X[train], times[train]).score(X[test], times[test])

@@ -131,7 +131,10 @@ def least_variance_weights(covariance: np.ndarray) -> np.ndarray:
 
 
 def negative_log_likelihood(covariances: np.ndarray, X: np.ndarray, times: np.ndarray) -> float:
-    """Return the mean over periods and samples under Gaussians of mean zero, in nats; infinite when one is singular."""
+    """Return the mean over samples X (N, p) and their periods under Gaussians (T, p, p), mean zero, in nats.
+
+    Infinite when one of them is singular.
+    """
     losses = []
     for covariance, t in zip(covariances, np.unique(times), strict=True):
         x = X[times == t]
@@ -159,12 +162,14 @@ def _compare(losses: dict[str, float], params: dict[str, Any]) -> Found:
 
 
 def _precision_changes(covariances: np.ndarray) -> np.ndarray:
+    """Return the Frobenius norms (T - 1,) of the steps between inverse correlations."""
     scale = np.sqrt(np.einsum("tii->ti", covariances))
     inverse = np.linalg.inv(covariances / scale[:, :, None] / scale[:, None])
     return np.linalg.norm(inverse[1:] - inverse[:-1], axis=(1, 2))
 
 
 def _standardized(returns: np.ndarray) -> np.ndarray:
+    """Return columns (n, p) of mean 0 and variance 1."""
     return (returns - returns.mean(axis=0)) / returns.std(axis=0)
 
 
