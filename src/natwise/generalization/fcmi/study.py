@@ -73,7 +73,7 @@ def _mnist_4_9(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mnist_runs(n: int, setting: Setting) -> Result:
-    """Train on n images of 4 and 9: 3 supersamples for 20 epochs ("ci"), 5 to 1 for 30 to 10, or 5 for 200."""
+    """Train on n images: 3 supersamples, 20 epochs ("ci"); 5 to 1, 30 to 10, by n ("small"); 5 and 200 ("paper")."""
     return _mnist_runs_of(local.find(MNIST, setting.data_dir), n, setting)
 
 
