@@ -165,7 +165,7 @@ def test_a_large_penalty_makes_all_weights_equal(series):
 
 def test_time_can_run_backwards_and_rows_in_any_order(series):
     X, times = series
-    settings_ = {"l1": 0.1, "gamma": 0.3, "tol": 1e-6, "dtype": "float64", "random_state": 0}
+    settings_ = {"l1": 0.1, "gamma": 0.3, "tol": 1e-5, "dtype": "float64", "random_state": 0}
     model = TCorEx(3, **settings_).fit(X, times)
     order = np.random.default_rng(0).permutation(len(X))
     again = TCorEx(3, **settings_).fit(X[order], times[order])
@@ -178,9 +178,9 @@ def test_time_can_run_backwards_and_rows_in_any_order(series):
 def test_times_of_any_kind(series):
     X, times = series
     days = pd.date_range("2024-01-31", periods=4, freq="D")
-    reference = TCorEx(3, random_state=0).fit(X, times)
+    reference = TCorEx(3, tol=1e-3, random_state=0).fit(X, times)
     for labels in (days[times], np.array(["a", "b", "c", "d"])[times], 0.5 * times):
-        model = TCorEx(3, random_state=0).fit(X, times=labels)
+        model = TCorEx(3, tol=1e-3, random_state=0).fit(X, times=labels)
         assert_array_equal(model.covariances_, reference.covariances_)
         assert model.score(X, labels) == reference.score(X, times)
         assert_array_equal(model.transform(X, labels), reference.transform(X, times))
@@ -271,7 +271,7 @@ def test_time_graphical_lasso_without_penalties_is_the_sample_covariance():
 
 def test_selection(series):
     X, times = series
-    result = select_smoothness(X, times, 3, l1=(0.1,), gamma=(0.1, 0.9), n_splits=2, random_state=0)
+    result = select_smoothness(X, times, 3, l1=(0.1,), gamma=(0.1, 0.9), n_splits=2, tol=1e-4, random_state=0)
     check_result(result)
     best = result.to_frame()["score"].idxmax()
     assert best == f"l1={result.scalars['l1']:g} gamma={result.scalars['gamma']:g}"
@@ -365,7 +365,7 @@ def test_bad_input(series):
 @pytest.mark.parametrize("claim", ["sudden-change", "change-point", "portfolio"])
 def test_study(claim, monkeypatch, request):
     """On tiny data: the claims themselves are measured by `natwise reproduce`."""
-    monkeypatch.setitem(study.SYNTHETIC, "ci", {"n_periods": 4, "n_features": 12, "n_components": 3})
+    monkeypatch.setitem(study.SYNTHETIC, "ci", {"n_periods": 3, "n_features": 8, "n_components": 2})
     monkeypatch.setitem(study.GRID, "ci", {"l1": (0.1,), "gamma": (0.1,)})
     monkeypatch.setitem(study.N_SERIES, "ci", 1)
     if claim == "portfolio":
