@@ -51,7 +51,7 @@ def encoded(y: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, torch.Tensor]
     """Return the classes of the training nodes and every node's place among them (n_nodes,), -1 for others."""
     classes = np.unique(y[train])
     if len(classes) < 2:
-        raise ValueError(f"y must hold at least 2 classes among the training nodes, got 1 class, {classes[0]!r}")
+        raise ValueError(f"y must hold at least 2 classes among the training nodes, got 1 class, {classes.tolist()[0]!r}")
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     return classes, torch.from_numpy(np.where(classes[codes] == y, codes, HIDDEN))
 

@@ -207,7 +207,7 @@ class InContextTransformer(nn.Module):
     def _check_positions(self, query_positions: Any, tokens: torch.Tensor) -> torch.Tensor:
         """Return which tokens are queries, int64 (n_queries,) on the device of the tokens."""
         if isinstance(query_positions, torch.Tensor):
-            query_positions = query_positions.cpu()
+            query_positions = query_positions.detach().cpu()
         if check_array("query_positions", query_positions).ndim != 1:
             raise ValueError(f"query_positions must have shape (n_queries,), got {shorten(query_positions)}")
         chosen = np.asarray(query_positions)

@@ -208,10 +208,9 @@ def _draw_angles(axes: Any, result: Result) -> None:
 
     for name, label in (("spurious_angle", "what the attribute adds"), ("core_angle", "what tells the class")):
         axes.plot(np.arange(1, len(result.arrays[name]) + 1), result.arrays[name], "o", label=label)
-    axes.axhline(5, color="0.6", linestyle=":")
     axes.set(xlabel="synthetic table", ylabel="angle to the truth (degrees)", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _draw_methods(axes: Any, result: Result) -> None:
@@ -221,11 +220,12 @@ def _draw_methods(axes: Any, result: Result) -> None:
         for name in ("worst_group_accuracy", "worst_group_low", "worst_group_high", "accuracy")
     )
     names, places = [str(result.rows[i]) for i in order], np.arange(len(order))
-    axes.barh(places, worst, color=["C1" if "head" in name else "C0" for name in names], alpha=0.7)
+    is_head = np.array(["head" in name for name in names])
+    for kind, color, label in ((is_head, "C1", "head alone"), (~is_head, "C0", "after an eraser")):
+        if kind.any():
+            axes.barh(places[kind], worst[kind], color=color, alpha=0.7, label=f"worst group, {label}")
     axes.errorbar(worst, places, xerr=[worst - low, high - worst], fmt="none", color="0.3", capsize=2)
     axes.plot(overall, places, "k|", label="all test rows")
-    axes.barh([0], [0], color="C1", alpha=0.7, label="worst group, head alone")
-    axes.barh([0], [0], color="C0", alpha=0.7, label="worst group, after an eraser")
     axes.set(xlabel="accuracy (bars with 95 % interval)", xlim=(0, 1), ylim=(-0.7, len(order) - 0.3))
     axes.set_yticks(places, names)
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize="small")
