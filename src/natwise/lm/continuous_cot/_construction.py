@@ -12,7 +12,7 @@ import torch
 from natwise.core.validation import check_array, check_integer
 from natwise.lm.continuous_cot._model import ContinuousCoT
 
-MAX_LENGTH = 40  # one of 2^length traces must stand out from the rounding of float64, which it does up to 45
+MAX_LENGTH = 40  # one of 2^length traces must stand out from the rounding of float64; at 48 it did not
 MAX_SUM = 4000  # for 0.8 GB of weights
 SHARPNESS = 60.0  # of attention; what leaks is exp(-60)
 ANSWER_GAP = 50.0  # logit per unit of sum

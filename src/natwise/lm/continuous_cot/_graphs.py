@@ -128,8 +128,11 @@ def prosqa_graphs(
 
     Raises
     ------
-    ValueError
-        When hardly any graph of this size has such an answer.
+    TypeError, ValueError
+        For numbers out of range, and when hardly any graph of this size has such an answer.
+
+    Source: Hao and others, Training Large Language Models to Reason in a Continuous Latent Space, 2024, whose graphs
+    have about 23 nodes and 36 edges.
     """
     n = check_integer("n", n, minimum=1)
     check_integer("n_nodes", n_nodes, minimum=4)

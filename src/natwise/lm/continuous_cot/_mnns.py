@@ -142,6 +142,8 @@ def mnns_dataset(
     ------
     ValueError
         For impossible ranges, budgets and fractions, and above a million sequences or 4e8 partial sums or targets.
+
+    Source: the task of the paper's experiments, with tokens, split and choice of traces of its code.
     """
     low = check_integer("low", low, minimum=0)
     high = check_integer("high", high, minimum=max(low, 1), maximum=MAX_NUMBERS)

@@ -245,6 +245,13 @@ def pass_at_k(correct: Any, ks: Sequence[int]) -> np.ndarray:
     -------
     float64 array of shape (len(ks),)
         Mean over prompts of 1 - C(n - c, k) / C(n, k), with c right among n answers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is not 0 or 1, and k that are not whole or outside 1 … n_samples.
+
+    Source: Chen and others, Evaluating Large Language Models Trained on Code, 2021.
     """
     right = check_array("correct", correct, shape=("n_prompts", "n_samples"))
     if not right.size or not np.isin(right, (0, 1)).all():
