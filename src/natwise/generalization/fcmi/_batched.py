@@ -21,7 +21,6 @@ from natwise.core.validation import (
     check_device,
     check_integer,
     check_real,
-    check_same_length,
     shorten,
 )
 
@@ -118,8 +117,8 @@ class BatchedTrainer:
             inputs or gives fewer logits than there are classes.
         """
         X, y, train = _check_examples(X, y, train)
-        check_same_length(train=train, seeds=seeds)
-        seeds = [check_integer("seeds", seed, minimum=0) for seed in seeds]
+        given = check_array("seeds", seeds, shape=(len(train),), dtype=np.int64)
+        seeds = [check_integer("seeds", seed, minimum=0) for seed in given]
         inputs, targets = torch.from_numpy(X).to(self.device), torch.from_numpy(y).to(self.device)
         size = self.chunk_size(len(train))
         parts = [slice(first, first + size) for first in range(0, len(train), size)]

@@ -279,8 +279,10 @@ def test_bad_input(tmp_path):
         ({"train": train[0]}, ValueError, "(n_runs, n)"),
         ({"train": train + 120}, ValueError, "0 to 119, got 120 to 129"),
         ({"train": train[:, :0]}, ValueError, "(1, 0)"),
-        ({"seeds": [0, 1]}, ValueError, "same length"),
-        ({"seeds": ["a"]}, TypeError, "integer"),
+        ({"seeds": [0, 1]}, ValueError, "(1)"),
+        ({"seeds": ["a"]}, TypeError, "numeric"),
+        ({"seeds": None}, TypeError, "array"),
+        ({"seeds": [-1]}, ValueError, ">= 0"),
     ]
     check_bad_input(trainer(network).fit_predict, examples, X=X, y=Y, train=train, seeds=[0])
     langevin = [

@@ -284,6 +284,7 @@ def _count_samples(shape: tuple[int, ...], n_points: int, n_hypotheses: int) -> 
 
 
 def _check_subset(subset: Any, n_samples: int) -> tuple[int, ...]:
+    subset = subset.tolist() if hasattr(subset, "tolist") else subset  # an array, a tensor
     if isinstance(subset, numbers.Integral):
         subset = (subset,)
     if not isinstance(subset, Collection) or isinstance(subset, (str, bytes)):

@@ -233,6 +233,8 @@ def test_bad_problems():
         (lambda p: p.information((0, 0)), ValueError, "none twice"),
         (lambda p: p.information("01"), TypeError, "subset must be an integer or several"),
         (lambda p: p.information([0.0]), TypeError, "subset must be an integer"),
+        (lambda p: p.information(np.array([True, False])), TypeError, "subset must be an integer"),
+        (lambda p: p.information(np.array(0.0)), TypeError, "subset must be an integer"),
         (lambda p: p.subset_bound(3), ValueError, "size must be >= 1 and <= 2"),
         (lambda p: p.gap_tail(-0.1), ValueError, "threshold must be >= 0"),
         (lambda p: p.gap_tail(0.1, over="runs"), ValueError, "over must be one of"),
