@@ -12,13 +12,13 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 
 from natwise.core.random import global_generators_kept
-from natwise.core.validation import check_flag
+from natwise.core.validation import check_flag, check_option
 from natwise.lm._checks import IGNORED, check_inputs, check_labels, check_length
 from natwise.lm._recursion import check_checkpoint
 from natwise.lm.mixture_of_recursions._cache import MoRCache
 from natwise.lm.mixture_of_recursions._checks import check_context
 from natwise.lm.mixture_of_recursions._config import MoRConfig
-from natwise.lm.mixture_of_recursions._model import MoRModel, MoRPreTrainedModel, Pass
+from natwise.lm.mixture_of_recursions._model import SELECTIONS, MoRModel, MoRPreTrainedModel, Pass
 from natwise.lm.mixture_of_recursions._official import read_official
 
 
@@ -181,6 +181,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         if labels is not None:
             alone = kwargs.get("num_items_in_batch") is None
             labels = check_labels(labels, shape, self.config.vocab_size, alone)
+        check_option("selection", selection, (*SELECTIONS, None))
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         check_flag("use_cache", use_cache)

@@ -16,7 +16,6 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from natwise.core.validation import check_option
 from natwise.lm.mixture_of_recursions._cache import EMPTY, MoRCache, RaggedStore
 from natwise.lm.mixture_of_recursions._config import MoRConfig
 from natwise.lm.mixture_of_recursions._layers import Memory, Rope, decoder_layer, project_keys
@@ -227,7 +226,6 @@ class MoRModel(MoRPreTrainedModel):
         if self.config.routing == "token_choice":
             return "causal"
         selection = ("top_k" if self.training else "causal") if given is None else given
-        check_option("selection", selection, SELECTIONS)
         if selection == "top_k" and past is not None:
             raise ValueError(
                 "selection must be 'causal' with a cache, got 'top_k': it looks at tokens that are yet to come; "

@@ -335,6 +335,7 @@ def test_bad_configurations_and_calls():
             ({"inputs_embeds": torch.zeros(1, 6, 16).long()}, TypeError, "floats"),
             ({"input_ids": ids, "use_cache": 1}, TypeError, "True or False"),
             ({"input_ids": ids, "selection": "topk"}, ValueError, "top_k"),
+            ({"input_ids": ids, "selection": np.zeros(2)}, ValueError, "top_k"),
             ({"input_ids": ids, "selection": "top_k", "past_key_values": cache}, ValueError, "yet to come"),
             ({"input_ids": ids.repeat(2, 1), "past_key_values": cache}, ValueError, "2 sequences"),
             ({"input_ids": ids, "past_key_values": []}, TypeError, "MoRCache"),

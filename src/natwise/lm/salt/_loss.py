@@ -118,7 +118,7 @@ def salt_loss(
     check_option("reduction", reduction, REDUCTIONS)
     size = check_integer("chunk_size", chunk_size, minimum=1)
     student_logits, teacher_logits, labels = map(as_tensor, (student_logits, teacher_logits, labels))
-    _check_floats("student_logits", student_logits, labels)
+    check_floats("student_logits", student_logits, labels)
     labels = check_labels(labels, student_logits.shape[-1])
     student, aligned = student_logits.flatten(0, -2), labels.flatten()
     _check_teacher(teacher_logits, student_logits, labels, needed=weight > 0)
@@ -179,7 +179,7 @@ def linear_salt_loss(
         ("student", student_hidden, student_weight),
         ("teacher", teacher_hidden, teacher_weight),
     ):
-        _check_floats(f"{name}_hidden", hidden, labels)
+        check_floats(f"{name}_hidden", hidden, labels)
         _check_matrix(name, matrix, hidden)
     if len(student_weight) != len(teacher_weight):
         sizes = f"{len(teacher_weight)} and {len(student_weight)} rows"
@@ -318,13 +318,14 @@ def _check_finite(name: str, logits: torch.Tensor, labels: torch.Tensor) -> None
 def _check_teacher(teacher: Any, student: torch.Tensor, labels: torch.Tensor, *, needed: bool) -> None:
     if teacher is None and not needed:
         return
-    _check_floats("teacher_logits", teacher, labels)
+    check_floats("teacher_logits", teacher, labels)
     if teacher.shape != student.shape:
         wanted, got = tuple(student.shape), tuple(teacher.shape)
         raise ValueError(f"teacher_logits must have the student's shape {wanted} (one vocabulary), got {got}")
 
 
-def _check_floats(name: str, value: Any, labels: Any) -> None:
+def check_floats(name: str, value: Any, labels: Any) -> None:
+    """Refuse what is no float tensor (..., n, V); labels, when they are a tensor, must be (..., n)."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         raise TypeError(f"{name} must be a float tensor, got {_kind(value)}")
     if value.ndim < 2 or not value.numel():

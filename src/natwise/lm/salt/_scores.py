@@ -9,7 +9,7 @@ import torch
 
 from natwise.core.validation import check_array, check_integer, check_real
 from natwise.lm._checks import IGNORED
-from natwise.lm.salt._loss import as_tensor, check_labels
+from natwise.lm.salt._loss import as_tensor, check_floats, check_labels
 
 
 def sequence_scores(logits: Any, labels: Any, k: int = 10) -> Any:
@@ -42,14 +42,11 @@ def sequence_scores(logits: Any, labels: Any, k: int = 10) -> Any:
     """
     given = logits
     logits, labels = as_tensor(logits), as_tensor(labels)
-    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-        raise TypeError(f"logits must be a float tensor, got {type(logits).__name__}")
-    if logits.ndim != 3 or not logits.numel():
+    check_floats("logits", logits, labels)
+    if logits.ndim != 3:
         raise ValueError(f"logits must have shape (n, t, V), got {tuple(logits.shape)}")
     k = check_integer("k", k, minimum=1, maximum=logits.shape[-1])
     labels = check_labels(labels, logits.shape[-1])
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}")
     counted = labels != IGNORED
     if not counted.any(dim=1).all():
         raise ValueError(f"labels must hold a token that counts in every sequence, got a row of {IGNORED}")
