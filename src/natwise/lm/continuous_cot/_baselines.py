@@ -8,7 +8,7 @@ import torch
 
 from natwise.core.validation import check_integer
 from natwise.lm.continuous_cot._checks import check_targets
-from natwise.lm.continuous_cot._distributions import trace_loss
+from natwise.lm.continuous_cot._distributions import divergence
 from natwise.lm.continuous_cot._model import ContinuousCoT, check_cot
 
 
@@ -49,4 +49,4 @@ def coconut_loss(cot: ContinuousCoT, prompt: Any, targets: Any, n_latent: int, *
         return output.hidden_states[-1][:, -1:] if step < stage else cot.embed(aims[:, step : step + 1])
 
     logits = cot.unroll(prompt, aims.shape[1], feed, mask, hidden=True)
-    return trace_loss(logits[:, stage:], aims[:, stage:])
+    return divergence(logits[:, stage:], aims[:, stage:])

@@ -69,6 +69,11 @@ def trace_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"targets must have the shape of logits, {tuple(logits.shape)}, got {tuple(targets.shape)}")
     if targets.device.type == "cpu" and targets.min() < 0:
         raise ValueError(f"targets must be >= 0, got {float(targets.min()):.3g}")
+    return divergence(logits, targets)
+
+
+def divergence(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return `trace_loss` of logits and targets (n_prompts, steps, n_tokens) that are checked."""
     log_p = wide(logits).log_softmax(dim=-1)
     entropies = torch.special.xlogy(targets, targets)
     return (entropies - targets * log_p).sum(dim=(1, 2)).mean()

@@ -12,7 +12,7 @@ import torch
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_integer, check_option, check_real, shorten
 from natwise.lm.continuous_cot._checks import check_drawn, check_ids, check_mask, check_simplex, check_targets
-from natwise.lm.continuous_cot._distributions import evaluation, floored, probabilities, trace_loss
+from natwise.lm.continuous_cot._distributions import divergence, evaluation, floored, probabilities
 
 FEEDBACKS = ("distribution", "token", "hidden")
 FORCINGS = ("hard", "soft")
@@ -162,11 +162,11 @@ class ContinuousCoT(torch.nn.Module):
         prompt, mask = self.check_prompt(prompt, mask)
         aims = check_targets(targets, len(prompt), self.n_tokens, self.device)
         if forcing == "hard":
-            return trace_loss(self._one_pass(prompt, aims[:, :-1], mask), aims)
+            return divergence(self._one_pass(prompt, aims[:, :-1], mask), aims)
         logits = self.unroll(
             prompt, aims.shape[1], lambda step, logits, output: self.embed(probabilities(logits)), mask
         )
-        return trace_loss(logits, aims)
+        return divergence(logits, aims)
 
     @torch.no_grad()
     def generate(self, prompt: Any, steps: int, *, feedback: str = "distribution", mask: Any = None) -> Generation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -289,7 +290,7 @@ def check_floats(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a float tensor, got {shorten(value)} ({type(value).__name__})")
     if not value.is_floating_point() or value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense float tensor, got one of {value.dtype} and {value.layout}")
-    if value.device.type == "cpu" and not bool(value.isfinite().all()):
+    if value.device.type == "cpu" and not math.isfinite(value.detach().sum()) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
