@@ -71,10 +71,8 @@ def measure_learning_curve(
 
     Raises
     ------
-    TypeError
-        The estimator is no classifier.
-    ValueError
-        Lengths differ, labels are missing, fewer than two classes, too few rows, or sizes that do not fit.
+    TypeError, ValueError
+        No classifier; lengths differ, labels are missing, fewer than two classes, too few rows, sizes that do not fit.
     """
     _check_estimator(estimator)
     _check_options(repeats, test_fraction, time_limit, n_jobs)

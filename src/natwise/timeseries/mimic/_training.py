@@ -137,10 +137,7 @@ def train_task(
         from ._logistic import train_logistic_regression
 
         return train_logistic_regression(folder, task, random_state=random_state)
-    if settings is None:
-        settings = published_settings(task, model)
-    elif not isinstance(settings, BaselineSettings):
-        raise TypeError(f"settings must be BaselineSettings, got {type(settings).__name__}")
+    settings = published_settings(task, model) if settings is None else _check_settings(settings)
     streams, discretizer = Streams.of(random_state), Discretizer()
     with provenance(device=device) as record:
         data = load_task(folder, task, discretizer)
@@ -162,6 +159,12 @@ def train_task(
         params={"task": task, "model": model, **asdict(settings)},
         provenance=record,
     )
+
+
+def _check_settings(settings: Any) -> BaselineSettings:
+    if not isinstance(settings, BaselineSettings):
+        raise TypeError(f"settings must be BaselineSettings, got {type(settings).__name__}")
+    return settings
 
 
 def build_network(task: str, model: str, settings: BaselineSettings, random_state: RandomState = None) -> nn.Module:

@@ -357,6 +357,13 @@ def test_bad_input():
             ({"frames": [changed(Hours=["0", "soon"])]}, ValueError, "soon"),
         ],
     )
+    with pytest.raises(ValueError, match="timestep must be one of"):
+        Normalizer.published("phenotyping", 3.0)
+    with pytest.raises(ValueError, match="columns must be below 2"):
+        Normalizer(columns=[2]).fit(np.ones((3, 2)))
+
+
+def test_bad_input_of_the_metrics():
     check_bad_input(
         binary_metrics,
         [
@@ -389,7 +396,3 @@ def test_bad_input():
         y_true=[0, 1],
         y_score=[0.1, 0.2],
     )
-    with pytest.raises(ValueError, match="timestep must be one of"):
-        Normalizer.published("phenotyping", 3.0)
-    with pytest.raises(ValueError, match="columns must be below 2"):
-        Normalizer(columns=[2]).fit(np.ones((3, 2)))
