@@ -317,3 +317,4 @@ def _draw_agreement(axes: Axes, result: Result) -> None:
     axes.set(
         xlabel="real retraining (nats)", ylabel="linearised network (nats)", title="Functional information of a sample"
     )
+    axes.ticklabel_format(scilimits=(0, 0))

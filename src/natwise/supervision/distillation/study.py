@@ -326,6 +326,8 @@ def _draw_bound(axes: Any, result: Result) -> None:
         axes.plot(result.params["sizes"], result.arrays[name].mean(axis=1), marker="o", label=name.replace("_", " "))
     axes.axhline(1, color="0.7", linestyle=":")
     axes.set(xlabel="samples", ylabel="error and terms of its bound (mean of draws)", xscale="log", yscale="log")
+    axes.set_xticks(result.params["sizes"], [str(size) for size in result.params["sizes"]])
+    axes.minorticks_off()
     axes.legend(fontsize="small")
 
 
