@@ -15,8 +15,11 @@ from natwise.core.validation import (
     check_option,
     check_real,
     check_same_length,
+    for_sklearn,
     shorten,
     suggest,
+    to_array,
+    to_numpy,
 )
 from natwise.testing import check_bad_input, same_bits
 
@@ -59,6 +62,10 @@ CASES = [
     (check_array, {"value": [[1]], "shape": (None, np.int64(2))}, ValueError, "shape (any, 2), got (1, 1)"),
     (check_array, {"value": [1, 2.5], "dtype": int}, ValueError, "value must hold whole numbers that fit int64"),
     (check_array, {"value": [1e30], "dtype": int}, ValueError, "value must hold whole numbers that fit int64"),
+    (for_sklearn, {"value": pd.DataFrame({"a": pd.to_datetime(["2020"])})}, TypeError, "no times and no records, got"),
+    (for_sklearn, {"value": np.ma.array([1, 2], mask=[0, 1])}, ValueError, "value must have no masked values, got"),
+    (to_array, {"value": [[1], [1, 2]]}, ValueError, "value must be a regular array"),
+    (to_numpy, {"value": torch.eye(2).to_sparse()}, TypeError, "value must be a dense tensor of a NumPy type"),
     (check_array, {"value": [3, -1], "dtype": np.uint8}, ValueError, "value must hold whole numbers that fit uint8"),
 ]
 

@@ -138,23 +138,44 @@ def check_same_length(**arrays: Any) -> int:
     return next(iter(lengths.values()))
 
 
+def to_numpy(name: str, value: Any) -> Any:
+    """Return a tensor as an array and anything else as it is; masked values, and tensors NumPy lacks, are refused."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked values, got {shorten(value)}")
+    if not hasattr(value, "detach"):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except (TypeError, RuntimeError):
+        kind = f"{value.layout} {value.dtype}"
+        raise TypeError(f"{name} must be a dense tensor of a NumPy type, got {kind}") from None
+
+
+def to_array(name: str, value: Any) -> np.ndarray:
+    """Return an array-like or a tensor as an array of any dtype."""
+    value = to_numpy(name, value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a regular array, got {shorten(value)} ({error})") from None
+
+
+def for_sklearn(name: str, value: Any) -> Any:
+    """Return `to_numpy` of what scikit-learn is to read; times, of which it makes numbers, and records are refused."""
+    value = to_numpy(name, value)
+    for dtype in (getattr(value, "dtype", None), *np.atleast_1d(getattr(value, "dtypes", []))):
+        if getattr(dtype, "kind", "") in ("m", "M", "V"):
+            raise TypeError(f"{name} must hold no times and no records, got dtype {dtype}")
+    return value
+
+
 def _as_numeric(name: str, value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        try:
-            value = value.detach().cpu().numpy()
-        except (TypeError, RuntimeError):
-            kind = f"{value.layout} {value.dtype}"
-            raise TypeError(f"{name} must be a dense tensor of a NumPy type, got {kind}") from None
+    value = to_numpy(name, value)
     if value is None or isinstance(value, (dict, set, frozenset)):
         raise TypeError(f"{name} must be an array, got {shorten(value)}")
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} must be a dense array, got a sparse {type(value).__name__}")
-    if np.ma.is_masked(value):
-        raise ValueError(f"{name} must have no masked values, got {shorten(value)}")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} must be a regular array, got {shorten(value)} ({error})") from None
+    array = to_array(name, value)
     if array.dtype == object:
         if any(isinstance(item, (str, bytes)) for item in array.flat):  # NumPy would parse it
             raise TypeError(f"{name} must be numeric, got text in {shorten(value)}")

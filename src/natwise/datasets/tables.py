@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from natwise.core.validation import check_option, check_same_length, shorten, suggest
+from natwise.core.validation import check_option, check_same_length, shorten, suggest, to_array
 from natwise.datasets._files import RawTable, read_file, read_vectors
 from natwise.datasets._labels import TASKS, encode_labels, label_text
 from natwise.datasets._text import clean_names, clean_text, is_missing
@@ -274,9 +274,7 @@ def _test_features(path: str | os.PathLike[str], used: set[str], features: pd.Da
 def _as_frame(X: Any) -> tuple[pd.DataFrame, tuple[int, ...] | None]:
     if isinstance(X, pd.DataFrame):
         return X, None
-    if hasattr(X, "detach"):
-        X = X.detach().cpu().numpy()
-    array = np.asarray(X)
+    array = to_array("X", X)
     if array.ndim in (3, 4):
         shape = array.shape[1:]
         return pd.DataFrame(array.reshape(len(array), -1)).add_prefix("pixel_"), shape
@@ -288,10 +286,8 @@ def _as_frame(X: Any) -> tuple[pd.DataFrame, tuple[int, ...] | None]:
 
 
 def _as_column(name: str, values: Any) -> pd.Series:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
     if not isinstance(values, pd.Series):
-        values = np.asarray(values)
+        values = to_array(name, values)
         if values.ndim != 1:
             raise ValueError(f"{name} must have shape (n,), got {values.shape}")
         values = pd.Series(values, dtype=object if values.dtype.kind in "OSU" else None)  # text may be invalid Unicode

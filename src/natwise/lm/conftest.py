@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def imports_are_no_garbage():
-    """Leave out of every collection what has been imported by now: looking through it takes longer than the training."""
+    """Leave out of every collection what has been imported by now: to look through it takes longer than to train."""
     gc.collect()
     gc.freeze()
     yield

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from natwise.core.validation import check_real, shorten
+from natwise.core.validation import check_real, for_sklearn, shorten
 
 Value = TypeVar("Value")
 
@@ -19,11 +19,8 @@ def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool, min_features: i
 
     `reset` in `fit` only, where at least two rows and `min_features` columns are asked for.
     """
-    if hasattr(X, "detach"):
-        X = X.detach().cpu().numpy()
-    if np.ma.is_masked(X):
-        raise ValueError(f"X must hold no masked values, got {np.ma.count_masked(X)}: fill them first")
-    if isinstance(X, np.ndarray) and X.dtype.kind not in "biufcO":  # scikit-learn would make numbers of dates and text
+    X = for_sklearn("X", X)
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "biufcO":  # scikit-learn would make numbers of text
         raise TypeError(f"X must be numeric, got dtype {X.dtype}")
     least = {"ensure_min_samples": 2, "ensure_min_features": min_features} if reset else {}
     X = validate_data(estimator, X, reset=reset, dtype=np.float64, ensure_all_finite=False, **least)

@@ -18,7 +18,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from natwise.core.io import atomic_path, load_npz, write_text
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_flag, check_integer, shorten
+from natwise.core.validation import check_flag, check_integer, shorten, to_array, to_numpy
 from natwise.result import Result, fingerprint, provenance
 
 from ._recipes import Recipe, as_recipe, describe
@@ -129,8 +129,8 @@ def _check_options(deterministic: bool, verbose: int, folder: Any, random_state:
 
 def _check_pool(X: Any, y: Any, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return X as something rows can be taken from, the classes, and each sample's position among them."""
-    X, y = (value.detach().cpu().numpy() if hasattr(value, "detach") else value for value in (X, y))
-    X, y = X if hasattr(X, "shape") else np.asarray(X), np.asarray(y)
+    X, y = to_numpy("X", X), to_array("y", y)
+    X = X if hasattr(X, "shape") else to_array("X", X)
     if len(X.shape) < 1:
         raise ValueError(f"X must hold a sample per row, got {shorten(X)}")
     if y.ndim != 1 or len(y) != X.shape[0]:

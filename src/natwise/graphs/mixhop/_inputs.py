@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from natwise.core.validation import check_array, shorten
+from natwise.core.validation import check_array, for_sklearn
 from natwise.graphs.mixhop._graph import from_torch
 
 HIDDEN = -1
@@ -51,20 +51,14 @@ def encoded(y: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, torch.Tensor]
     """Return the classes of the training nodes and every node's place among them (n_nodes,), -1 for others."""
     classes = np.unique(y[train])
     if len(classes) < 2:
-        raise ValueError(f"y must hold at least 2 classes among the training nodes, got 1 class, {classes.tolist()[0]!r}")
+        raise ValueError(f"y must hold at least 2 classes among the training nodes, got one, {classes.tolist()[0]!r}")
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     return classes, torch.from_numpy(np.where(classes[codes] == y, codes, HIDDEN))
 
 
 def readable(name: str, value: Any) -> Any:
     """Return a tensor as NumPy array or scipy matrix, anything else as it is, but for masked entries and times."""
-    if np.ma.is_masked(value):
-        raise ValueError(f"{name} must have no masked values, got {shorten(value)}")
-    value = from_torch(name, value)
-    for dtype in (getattr(value, "dtype", None), *np.atleast_1d(getattr(value, "dtypes", []))):
-        if getattr(dtype, "kind", "") in ("m", "M", "V"):
-            raise TypeError(f"{name} must hold numbers or text, got dtype {dtype}")
-    return value
+    return for_sklearn(name, from_torch(name, value))
 
 
 def to_dense(X: Any) -> np.ndarray:

@@ -15,10 +15,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from natwise.core.labels import check_labels, check_same_kind
 from natwise.core.random import RandomState, Streams
 from natwise.core.training import Trainer
-from natwise.core.validation import check_integer, check_option, check_real, shorten
-from natwise.shift._inputs import check_labels, check_same_kind, to_candidates, to_plain
+from natwise.core.validation import check_integer, check_option, check_real, for_sklearn, shorten
+from natwise.shift._inputs import to_candidates
 from natwise.shift.failure_modes._inputs import check_domains
 from natwise.shift.failure_modes._objective import ANNEALED, WEIGHTS, Objective, Perceptron
 
@@ -283,7 +284,7 @@ class DomainGeneralizer(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _check_rows(self, name: str, X: Any, *, reset: bool) -> np.ndarray:
         """Return features (n_samples, ...) as finite float32."""
-        return validate_data(self, to_plain(name, X), dtype=np.float32, allow_nd=True, reset=reset)
+        return validate_data(self, for_sklearn(name, X), dtype=np.float32, allow_nd=True, reset=reset)
 
     def _check_validation(self, validation: Any) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(validation, tuple) or len(validation) != 2:

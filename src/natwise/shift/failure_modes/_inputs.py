@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from natwise.core.labels import check_labels, check_same_kind
 from natwise.core.validation import shorten
-from natwise.shift._inputs import check_labels, check_matrix, check_same_kind
+from natwise.shift._inputs import check_matrix
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
 
-from natwise.core.validation import check_option, shorten
-from natwise.shift import _inputs as inputs
-from natwise.shift._inputs import check_size, to_plain
+from natwise.core import labels as core
+from natwise.core.validation import check_option, for_sklearn, shorten, to_array
+from natwise.shift._inputs import check_matrix, check_size
 
 BALANCES = (None, "group")
 
@@ -41,7 +41,7 @@ class Labels:
 def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> np.ndarray:
     """Return `X` (array, frame, list or CPU tensor) as finite float64 (n, d); `reset` in `fit` only."""
     rows = {"ensure_min_samples": 2} if reset else {}
-    X = validate_data(estimator, to_plain("X", X), dtype=np.float64, ensure_all_finite=False, reset=reset, **rows)
+    X = validate_data(estimator, for_sklearn("X", X), dtype=np.float64, ensure_all_finite=False, reset=reset, **rows)
     return check_size("X", X)
 
 
@@ -49,19 +49,19 @@ def check_counterfactual(counterfactual: Any, X: np.ndarray) -> np.ndarray:
     """Return the counterfactual rows as finite float64 in the shape of `X`; row i must belong to row i of `X`."""
     if counterfactual is None:
         raise ValueError("counterfactual must hold the rows of X with another attribute, got None")
-    return inputs.check_matrix("counterfactual", counterfactual, X.shape)
+    return check_matrix("counterfactual", counterfactual, X.shape)
 
 
 def check_labels(name: str, values: Any, n_samples: int | None = None) -> Labels:
     """Return labels (n,), or (n, 1) with scikit-learn's warning, as codes."""
     if values is None:
         raise ValueError(f"requires {name} to be passed, but the target {name} is None")
-    labels = inputs.to_array(name, values)
+    labels = to_array(name, values)
     if labels.ndim == 2 and labels.shape[1] == 1:
         message = f"A column-vector {name} was passed when a 1d array was expected"
         warnings.warn(message, DataConversionWarning, stacklevel=3)
         labels = labels[:, 0]
-    return Labels(*np.unique(inputs.check_labels(name, labels, n_samples), return_inverse=True))
+    return Labels(*np.unique(core.check_labels(name, labels, n_samples), return_inverse=True))
 
 
 def check_classes(y: Any, n_samples: int) -> Labels:
@@ -151,5 +151,5 @@ def row_weights(y: Any, attribute: Labels, balance: str | None) -> np.ndarray:
 
 def _is_continuous(y: Any) -> bool:
     """Return whether `y` holds the finite numbers of a regression."""
-    target = inputs.to_array("y", y)
+    target = to_array("y", y)
     return bool(target.dtype.kind == "f" and np.isfinite(target).all() and (target != np.round(target)).any())

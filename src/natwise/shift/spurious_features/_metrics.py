@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from natwise.core.labels import check_same_kind
 from natwise.core.validation import check_same_length
 from natwise.result import Result
-from natwise.shift._inputs import check_same_kind
 from natwise.shift.spurious_features._inputs import check_labels, group_codes
 
 Z_95 = 1.959963984540054

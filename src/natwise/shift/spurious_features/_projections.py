@@ -10,8 +10,7 @@ from sklearn.feature_selection import SelectorMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
-from natwise.core.validation import check_integer, check_option, check_real
-from natwise.shift._inputs import to_plain
+from natwise.core.validation import check_integer, check_option, check_real, for_sklearn
 from natwise.shift.spurious_features._inputs import check_attribute, check_counterfactual, check_rows, row_weights
 from natwise.shift.spurious_features._leace import AffineEraser
 from natwise.shift.spurious_features._scores import auc, counterfactual_effect, probe_weight
@@ -101,7 +100,7 @@ class DropDimensions(SelectorMixin, BaseEstimator):
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the columns of `X` (n_samples, n_features) that are kept, in its dtype."""
-        return super().transform(to_plain("X", X))
+        return super().transform(for_sklearn("X", X))
 
     def _get_support_mask(self) -> np.ndarray:
         check_is_fitted(self)

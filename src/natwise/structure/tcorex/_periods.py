@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from natwise.core.validation import check_integer, check_option, check_same_length, shorten
+from natwise.core.validation import check_integer, check_option, check_same_length, shorten, to_array
 
 SMALLEST_WEIGHT = 1e-6
 SMALLEST_SCALE = 1e-10
@@ -62,20 +62,14 @@ def make_periods(n: int, window: int, stride: str | int = "full") -> np.ndarray:
 
 def check_times(times: Any, n_samples: int) -> np.ndarray:
     """Return one period per sample, (n_samples,), of the kind that was given."""
-    if hasattr(times, "detach"):
-        times = times.detach().cpu().numpy()
-    missing = np.ma.is_masked(times)
-    try:
-        times = np.asarray(times)
-    except ValueError as error:
-        raise ValueError(f"times must have shape (n_samples,), got {shorten(times)} ({error})") from None
+    times = to_array("times", times)
     if times.ndim == 2 and times.shape[1] == 1:
         times = times[:, 0]
     if times.ndim != 1:
         raise ValueError(f"times must have shape (n_samples,), got {times.shape}")
     check_same_length(X=range(n_samples), times=times)
-    if missing or (times != times).any():  # NaN and NaT
-        raise ValueError("times must not be missing, got a masked value, NaN or NaT")
+    if (times != times).any():  # NaN and NaT
+        raise ValueError("times must not be missing, got NaN or NaT")
     return times
 
 

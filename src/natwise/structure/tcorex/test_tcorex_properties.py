@@ -294,7 +294,7 @@ def test_bad_input(series):
     cases = [
         ({"times": times[:-1]}, ValueError, "same length"),
         ({"times": np.c_[times, times]}, ValueError, "(n_samples,)"),
-        ({"times": [[1, 2], *times[1:]]}, ValueError, "(n_samples,)"),
+        ({"times": [[1, 2], *times[1:]]}, ValueError, "regular array"),
         ({"times": unsortable}, TypeError, "sortable"),
         ({"times": np.where(times == 0, np.nan, times)}, ValueError, "NaN"),
         ({"times": np.r_[9, times[1:]]}, ValueError, "at least 2 samples"),
