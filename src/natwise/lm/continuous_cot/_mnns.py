@@ -106,7 +106,7 @@ class MNNS:
         """Return what an index chooses as row numbers (n_rows,); one number is one row."""
         try:
             chosen = np.atleast_1d(np.arange(len(self.digits))[rows])
-        except IndexError as error:
+        except (IndexError, TypeError, ValueError) as error:  # whatever NumPy makes of it
             raise ValueError(f"rows must choose among {len(self.digits)} sequences, got {shorten(rows)}") from error
         if chosen.ndim > 1:
             raise ValueError(f"rows must be an index of one axis, got {shorten(rows)}")

@@ -115,7 +115,7 @@ def test_tokens():
         assert same_bits(call(np.arange(6561) == row[0]), call(row))
     assert data.answer_tokens[row].tolist() == [zero]
     check_bad_input(data.token_targets, [({"kind": "x"}, ValueError, "trace")])
-    rows = [({"rows": wrong}, ValueError, "rows must") for wrong in ("a", 0.5, [7000], None, True, [[0, 1]])]
+    rows = [({"rows": wrong}, ValueError, "rows must") for wrong in ("a", 0.5, [7000], None, [[0, 1]], [0, [1]])]
     check_bad_input(data.prompts, [({"n_arrows": -1}, ValueError, ">= 0"), *rows])
     check_bad_input(data.token_targets, rows)
 

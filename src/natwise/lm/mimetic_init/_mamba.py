@@ -325,17 +325,18 @@ def _initial_steps(n: int) -> torch.Tensor:
 
 
 def _check_input(u: Any, width: int) -> None:
-    """Refuse what is no finite float tensor (batch, time >= 1, width)."""
+    """Refuse what is no finite float tensor (batch >= 1, time >= 1, width)."""
     check_floats("u", u)
-    if u.ndim != 3 or u.shape[2] != width or not u.shape[1]:
+    if u.ndim != 3 or u.shape[2] != width or not u.numel():
         raise ValueError(f"u must have shape (batch, time >= 1, {width}), got {tuple(u.shape)}")
 
 
 def _check_tokens(tokens: Any, vocabulary: int) -> None:
     """Refuse what is no int tensor (batch, time >= 1), and on the CPU tokens that there are not."""
-    if not isinstance(tokens, torch.Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-        kind = tokens.dtype if isinstance(tokens, torch.Tensor) else shorten(tokens)
-        raise TypeError(f"tokens must be a tensor of int64 or int32, got {kind}")
+    if not isinstance(tokens, torch.Tensor):
+        raise TypeError(f"tokens must be a tensor, got {shorten(tokens)} ({type(tokens).__name__})")
+    if tokens.dtype not in (torch.int64, torch.int32) or tokens.layout != torch.strided:
+        raise TypeError(f"tokens must be dense and of int64 or int32, got {tokens.dtype} and {tokens.layout}")
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"tokens must have shape (batch, time >= 1), got {tuple(tokens.shape)}")
     if tokens.device.type == "cpu" and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):

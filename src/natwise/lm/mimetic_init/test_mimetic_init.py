@@ -436,6 +436,7 @@ def test_bad_input():
             ({"u": x.long()}, TypeError, "int64"),
             ({"u": [[1.0]]}, TypeError, "tensor"),
             ({"u": x * math.nan}, ValueError, "finite"),
+            ({"u": torch.zeros(0, 3, 16)}, ValueError, "(0, 3, 16)"),
         ]
         check_bad_input(layer, cases, u=x)
     cases = [({"mixer": nn.Linear}, ValueError, "Mamba1"), ({"tie_embeddings": "no"}, TypeError, "'no'")]
@@ -447,6 +448,7 @@ def test_bad_input():
         ({"tokens": tokens[0]}, ValueError, "(4,)"),
         ({"tokens": tokens[:, :0]}, ValueError, "(1, 0)"),
         ({"tokens": tokens.float()}, TypeError, "float32"),
+        ({"tokens": tokens.to_sparse()}, TypeError, "dense"),
         ({"tokens": tokens.numpy()}, TypeError, "array"),
     ]
     check_bad_input(MambaLM(3, 8, 1, head_dim=8), cases, tokens=tokens)
