@@ -1,4 +1,4 @@
-"""Test-wide settings: one thread per worker, so that parallel tests do not fight for cores; cheap garbage collection."""
+"""Test-wide settings: one thread per worker, so that parallel tests do not fight for cores, and little garbage."""
 
 import gc
 import os
