@@ -11,10 +11,10 @@ import joblib
 import numpy as np
 from sklearn.base import clone, is_regressor
 
+from natwise.core.labels import check_labels
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_integer, check_real, shorten
 from natwise.result import Result, provenance
-from natwise.samples._labels import check_labels
 
 from ._curve import MIN_SIZES
 
@@ -116,10 +116,11 @@ def _check_data(X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np
     X = check_array("X", X, shape=("n_samples", "n_features"))
     if len(X) < MIN_ROWS:
         raise ValueError(f"X must have at least {MIN_ROWS} rows, got {len(X)}")
-    classes, codes = check_labels("y", y, len(X))
+    classes, codes = np.unique(check_labels("y", y, len(X)), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y must hold at least two classes, got {classes.tolist()}")
-    names, index = check_labels("groups", np.zeros(len(X), dtype=int) if groups is None else groups, len(X))
+    groups = np.zeros(len(X), dtype=int) if groups is None else check_labels("groups", groups, len(X), kinds="biufU")
+    names, index = np.unique(groups, return_inverse=True)
     counts = np.bincount(index)
     if counts.min() < 4:
         raise ValueError(f"groups must have at least 4 rows each, got {counts.min()} in {names[counts.argmin()]!r}")

@@ -11,10 +11,10 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from natwise.core.labels import check_labels
 from natwise.core.linearized import as_inputs, check_evaluation_mode, empirical_ntk, flat_outputs, largest_without
 from natwise.core.random import RandomState, Streams
 from natwise.core.validation import check_array, check_flag, check_integer, check_option, check_real, check_same_length
-from natwise.samples._labels import check_labels
 from natwise.samples.unique_information._leave_one_out import leave_one_out
 from natwise.samples.unique_information._problem import check_targets, training_rule
 from natwise.samples.unique_information._smoothing import Smoothing
@@ -245,7 +245,7 @@ class SampleInformation(BaseEstimator):
             y = check_array("y", y)
             if type_of_target(y) not in ("binary", "multiclass"):
                 return y
-        self.classes_, index = check_labels("y", y.ravel(), len(y))
+        self.classes_, index = np.unique(check_labels("y", y.ravel(), len(y)), return_inverse=True)
         return index.astype(np.float64) if len(self.classes_) <= 2 else np.eye(len(self.classes_))[index]
 
     def _learning_rate(self) -> float | None:

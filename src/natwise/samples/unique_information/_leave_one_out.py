@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from natwise.core.labels import check_labels
 from natwise.core.validation import check_array
 from natwise.result import Result
-from natwise.samples._labels import check_labels
 from natwise.samples.unique_information._problem import (
     Problem,
     build_problem,
@@ -141,7 +141,7 @@ def information_by_group(scores: Any, groups: Any) -> Result:
     scores : array (n,)
         Information of every sample, in nats.
     groups : array (n,)
-        The source or class of every sample: text, numbers or booleans.
+        The source or class of every sample: text, integers or booleans.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def information_by_group(scores: Any, groups: Any) -> Result:
     scores = check_array("scores", scores, shape=("n_samples",), dtype=np.float64)
     if not len(scores):
         raise ValueError("scores must hold at least one sample, got shape (0,)")
-    names, index = check_labels("groups", groups, len(scores))
+    names, index = np.unique(check_labels("groups", groups, len(scores), "sample", "biufU"), return_inverse=True)
     parts: Sequence[np.ndarray] = [scores[index == i] for i in range(len(names))]
     mean = np.array([part.mean() for part in parts])
     count = np.array([len(part) for part in parts])

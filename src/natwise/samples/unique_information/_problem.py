@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from natwise.core.labels import check_labels
 from natwise.core.linearized import Dynamics, LeaveOut, Spectrum, TrainingRule, check_fits, largest_without
 from natwise.core.validation import check_array, check_integer, check_option, check_real
-from natwise.samples._labels import check_labels
 
 BATCH_BYTES = 2**27
 LARGEST_ERROR = 1e100  # squares of larger ones overflow
@@ -173,7 +173,7 @@ def _kernel_rows(ntk: Any) -> int:
 def _groups(groups: Any, n: int) -> tuple[list[Any], list[np.ndarray]]:
     if groups is None:
         return list(range(n)), list(np.arange(n)[:, None])
-    names, index = check_labels("groups", groups, n)
+    names, index = np.unique(check_labels("groups", groups, n, "sample", "biufU"), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"groups must hold at least 2 different labels, got only {names.tolist()}")
     return names.tolist(), [np.flatnonzero(index == i) for i in range(len(names))]

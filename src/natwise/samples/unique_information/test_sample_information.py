@@ -142,7 +142,7 @@ def test_bad_input():
             ({"X_val": X * 1j}, TypeError, "numeric"),
             ({"module": None, "y": y / np.inf * np.nan}, ValueError, "finite"),
             ({"module": None, "y": y * 1j}, TypeError, "numeric"),
-            ({"module": None, "y": [None, *y[1:]]}, ValueError, "miss"),
+            ({"module": None, "y": [None, *y[1:]]}, ValueError, "missing"),
             ({"lr": 1e6}, ValueError, "lr must be below"),
         ],
     )
