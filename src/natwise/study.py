@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from natwise.core.random import Streams
-from natwise.core.validation import check_device, check_integer, check_option
+from natwise.core.validation import check_device, check_integer, check_option, check_path
 from natwise.result import Result, provenance
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -112,7 +112,7 @@ class Study:
         check_option("scale", scale, list(self.scales))
         check_integer("seed", seed, minimum=0)
         self.check_device(device)
-        setting = Setting(scale, seed, None if data_dir is None else os.fspath(data_dir), device)
+        setting = Setting(scale, seed, None if data_dir is None else check_path("data_dir", data_dir), device)
         with provenance(seed=seed, device=device) as record:
             arrays, scalars, params, rows, warnings = self.measurements[claim](setting)
         return Result(

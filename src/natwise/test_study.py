@@ -35,6 +35,7 @@ def test_a_claim_is_measured_and_signed():
         ({"scale": "paper"}, ValueError, "scale must be one of .*'paper'"),
         ({"seed": -1}, ValueError, "seed .*-1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer"),
+        ({"data_dir": 3}, TypeError, "data_dir must be a path, got 3"),
         ({"device": "abacus"}, ValueError, "device must be like 'cpu'.*'abacus'"),
         ({"device": "cpu:0"}, ValueError, "device must be 'cpu' for demo.mean, got 'cpu:0'"),
     ],

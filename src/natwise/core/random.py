@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from natwise.core.validation import shorten
+from natwise.core.validation import NOT_NUMBERS, shorten
 
 if TYPE_CHECKING:
     from torch import Generator, device as Device
@@ -111,7 +111,7 @@ def _entropy(random_state: RandomState) -> tuple[int, ...]:
         return (int(np.random.SeedSequence().generate_state(1, np.uint64)[0]),)
     if isinstance(random_state, Streams):
         return random_state.entropy
-    if isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool):
+    if isinstance(random_state, numbers.Integral) and not isinstance(random_state, NOT_NUMBERS):
         if random_state < 0:
             raise ValueError(f"random_state must be >= 0, got {random_state}")
         return (int(random_state),)

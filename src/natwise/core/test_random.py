@@ -65,6 +65,7 @@ def test_bad_input():
         ({"random_state": -1}, ValueError, "random_state must be >= 0, got -1"),
         ({"random_state": 1.0}, TypeError, "random_state must be an int, a numpy Generator"),
         ({"random_state": True}, TypeError, "got True (bool)"),
+        ({"random_state": np.timedelta64(3)}, TypeError, "timedelta64"),
         ({"random_state": "seed"}, TypeError, "got 'seed' (str)"),
     ]
     check_bad_input(Streams, cases)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,13 @@ def check_option(name: str, value: Any, options: Sequence[Any]) -> Any:
         hint = suggest(value, [o for o in options if isinstance(o, str)]) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be one of {listed}, got {shorten(value)}.{hint}".rstrip("."))
     return value
+
+
+def check_path(name: str, value: Any) -> str:
+    """Return `value`, text or a path object, as text."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {shorten(value)} ({type(value).__name__})")
+    return os.fspath(value)
 
 
 def check_array(

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from natwise.core.validation import check_path
+
 ENVIRONMENT_VARIABLE = "NATWISE_DATA"
 _recorded: ContextVar[dict[str, str] | None] = ContextVar("natwise_local_files", default=None)
 
@@ -31,7 +33,11 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     ------
     DataNotFoundError
         If no folder is given, or the file is not in it; the message names the file.
+    TypeError
+        If `data_dir` is no path.
     """
+    if data_dir is not None:
+        check_path("data_dir", data_dir)
     folder = data_dir or os.environ.get(ENVIRONMENT_VARIABLE)
     if not folder:
         raise DataNotFoundError(f"{name} is needed: set {ENVIRONMENT_VARIABLE} to the folder that holds it")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from natwise.core.io import atomic_path, load_npz, write_text
 from natwise.core.linearized._memory import check_fits
 from natwise.core.linearized._ntk import as_inputs, check_evaluation_mode, empirical_ntk
-from natwise.core.validation import check_integer, shorten
+from natwise.core.validation import check_integer, check_path, shorten
 
 NOTE = "kernel.json"
 
@@ -61,8 +61,7 @@ def write_ntk_tiles(
     TypeError, ValueError
         For a wrong argument, and for a folder with tiles of another kernel.
     """
-    if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder must be a path, got {shorten(folder)}")
+    check_path("folder", folder)
     tile_rows = check_integer("tile_rows", tile_rows, minimum=1)
     n_tasks = check_integer("n_tasks", n_tasks, minimum=1)
     task = check_integer("task", task, minimum=0, maximum=n_tasks - 1)

@@ -18,7 +18,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from natwise.core.io import atomic_path, load_npz, write_text
 from natwise.core.progress import progress
 from natwise.core.random import RandomState, Streams
-from natwise.core.validation import check_flag, check_integer, shorten, to_array, to_numpy
+from natwise.core.validation import check_flag, check_integer, check_path, shorten, to_array, to_numpy
 from natwise.result import Result, fingerprint, provenance
 
 from ._recipes import Recipe, as_recipe, describe
@@ -121,8 +121,8 @@ def _check_options(deterministic: bool, verbose: int, folder: Any, random_state:
     check_flag("deterministic", deterministic)
     if not isinstance(verbose, bool):
         check_integer("verbose", verbose, minimum=0)
-    if not isinstance(folder, (str, os.PathLike, type(None))):
-        raise TypeError(f"checkpoint_dir must be a path, got {shorten(folder)}")
+    if folder is not None:
+        check_path("checkpoint_dir", folder)
     if folder is not None and random_state is None:
         raise ValueError("random_state must be given with checkpoint_dir, got None")
 

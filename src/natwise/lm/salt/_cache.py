@@ -16,7 +16,7 @@ from torch import nn
 
 from natwise.core.io import atomic_path, check_folder, write_text
 from natwise.core.progress import progress
-from natwise.core.validation import check_integer, check_real, shorten
+from natwise.core.validation import check_integer, check_path, check_real, shorten
 from natwise.lm._checks import check_integers, check_module, check_tokens
 from natwise.lm.salt._loss import TopKTargets
 
@@ -53,7 +53,7 @@ class TeacherCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._folder = _path(folder)
+        self._folder = Path(check_path("folder", folder))
         try:
             settings = json.loads((self._folder / SETTINGS).read_text("utf-8"))
             self.shape = tuple(int(n) for n in settings["shape"])
@@ -104,7 +104,7 @@ class TeacherCache:
         check_module("teacher", teacher)
         vocabulary = getattr(getattr(teacher, "config", None), "vocab_size", None)
         input_ids = check_tokens("input_ids", input_ids, vocabulary)
-        path = _path(folder)
+        path = Path(check_path("folder", folder))
         check_folder(path)
         content = hashlib.sha256(input_ids.cpu().numpy().astype(np.int64).tobytes()).hexdigest()
         settings = {"shape": list(input_ids.shape), "k": k, "inverse_temperature": float(inverse_temperature)}
@@ -183,12 +183,6 @@ def _save(path: Path, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     probabilities, tokens = (torch.cat(parts).contiguous() for parts in zip(*batches, strict=True))
     with atomic_path(path) as temporary:
         save_file({"p": probabilities, "token": tokens}, temporary)
-
-
-def _path(folder: Any) -> Path:
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder must be a path, got {shorten(folder)} ({type(folder).__name__})")
-    return Path(folder)
 
 
 def _part(folder: Path, number: int) -> Path:
