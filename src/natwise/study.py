@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy.stats import t as student_t
+
 from natwise.core.random import Streams
 from natwise.core.validation import check_device, check_integer, check_option, check_path
 from natwise.result import Result, provenance
@@ -55,6 +58,12 @@ class Found(NamedTuple):
     params: Mapping[str, Any] = NOTHING
     rows: Sequence[str | int] = ()
     warnings: Sequence[str] = ()
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean of two or more values (n,), one per seed, and the half width of its 95 % t interval."""
+    spread = values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(student_t.ppf(0.975, len(values) - 1) * spread)
 
 
 @dataclass(frozen=True)

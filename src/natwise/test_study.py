@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from natwise.study import Found, Setting, Study
+from natwise.study import Found, Setting, Study, mean_interval
 
 
 def _mean(setting):
@@ -51,3 +52,10 @@ def test_networks_may_be_elsewhere(tmp_path):
     study = dataclasses.replace(STUDY, measurements={"mean": lambda setting: seen.append(setting) or Found()}, gpu=True)
     study.run("mean", scale="ci", seed=0, data_dir=tmp_path, device="cpu:0")
     assert seen == [Setting("ci", 0, str(tmp_path), "cpu:0")]
+
+
+def test_interval_of_a_mean():
+    values = np.array([1.0, 2.0, 4.0])
+    mean, half = mean_interval(values)
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-12)

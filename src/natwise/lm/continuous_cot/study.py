@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import sem, t as student_t
 
 from natwise.lm.continuous_cot import (
     GRPO,
@@ -36,7 +35,7 @@ from natwise.lm.continuous_cot._runs import (
     trained,
 )
 from natwise.result import Result
-from natwise.study import Found, Setting, Study
+from natwise.study import Found, Setting, Study, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,7 +157,7 @@ def _mnns(setting: Setting) -> Found:
         name = name if "minus" in name else f"{name}_accuracy"
         scalars |= {name: float(values.mean()), f"{name}_least": float(values.min())}
         if len(values) > 1:  # half a 95 % interval over seeds
-            scalars[f"{name}_plus_minus"] = float(sem(values) * student_t.ppf(0.975, len(values) - 1))
+            scalars[f"{name}_plus_minus"] = mean_interval(values)[1]
     return Found(arrays, scalars, {"seeds": sizes.seeds, **vars(_main_network(sizes))})
 
 

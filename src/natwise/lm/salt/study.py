@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 
 from natwise.datasets import local
 from natwise.datasets.language import draw_windows, load_corpus
 from natwise.lm._study import train_with, validation_loss, validation_windows
 from natwise.lm.salt import SaltSchedule, salt_loss, select_sequences, sequence_scores
 from natwise.result import Result
-from natwise.study import Found, Setting, Study
+from natwise.study import Found, Setting, Study, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,10 +120,13 @@ def _experiment(setting: Setting) -> Found:
 
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:
     """Return the mean over seeds, its 95 % t interval, and the extremes."""
-    mean = float(values.mean())
-    found = {name: mean, f"{name}_smallest": float(values.min()), f"{name}_largest": float(values.max())}
+    found = {
+        name: float(values.mean()),
+        f"{name}_smallest": float(values.min()),
+        f"{name}_largest": float(values.max()),
+    }
     if len(values) > 1:
-        half = float(student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        mean, half = mean_interval(values)
         found |= {f"{name}_low": mean - half, f"{name}_high": mean + half}
     return found
 

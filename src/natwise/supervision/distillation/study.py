@@ -24,8 +24,7 @@ from natwise.core.training import Trainer
 from natwise.core.validation import check_option
 from natwise.datasets import local
 from natwise.result import Result
-from natwise.study import Found, Setting, Study
-from natwise.supervision._study import CIFAR, MNIST, interval
+from natwise.study import Found, Setting, Study, mean_interval
 from natwise.supervision.distillation import (
     CheckpointTeacher,
     OnlineDistiller,
@@ -40,6 +39,7 @@ from natwise.supervision.distillation._distiller import nesterov_sgd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MNIST, CIFAR = "images/mnist.npz", "images/cifar10_train5000.npz"
 SUPERVISIONS = ("random", "labels", "offline", "online")
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -214,10 +214,10 @@ def _accuracy(setting: Setting) -> Found:
     stacked = {name: np.array(values) for name, values in arrays.items()}
     scalars: dict[str, float] = {}
     for name, values in stacked.items():
-        scalars[name], scalars[f"{name}_ci"] = interval(values)
+        scalars[name], scalars[f"{name}_ci"] = mean_interval(values)
     for tau in (1, 4):
         gain = stacked[f"online_tau{tau}"] - stacked[f"offline_tau{tau}"]
-        scalars[f"online_gain_tau{tau}"], scalars[f"online_gain_tau{tau}_ci"] = interval(gain)
+        scalars[f"online_gain_tau{tau}"], scalars[f"online_gain_tau{tau}_ci"] = mean_interval(gain)
     return Found(stacked, scalars, params)
 
 

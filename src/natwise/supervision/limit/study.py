@@ -19,8 +19,7 @@ from natwise.core.networks import small_resnet
 from natwise.core.random import Streams
 from natwise.datasets import local
 from natwise.result import Result
-from natwise.study import Found, Setting, Study
-from natwise.supervision._study import CIFAR, MNIST, interval
+from natwise.study import Found, Setting, Study, mean_interval
 from natwise.supervision.limit import (
     GCELoss,
     LabelSmoothingLoss,
@@ -37,6 +36,7 @@ from natwise.supervision.limit import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MNIST, CIFAR = "images/mnist.npz", "images/cifar10_train5000.npz"
 CIFAR_HUMAN = "images/cifar10n_human_labels_first5000.npz"
 NOISE_RATES = (0.2, 0.4, 0.6, 0.8)
 
@@ -209,12 +209,12 @@ def _summary(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     tests = {name.removesuffix("_test"): values for name, values in arrays.items() if name.endswith("_test")}
     scalars: dict[str, float] = {}
     for name, accuracy in tests.items():
-        scalars[f"{name}_test"], scalars[f"{name}_test_ci"] = interval(accuracy)
+        scalars[f"{name}_test"], scalars[f"{name}_test_ci"] = mean_interval(accuracy)
         scalars[f"{name}_noisy_train"] = 1 - arrays[f"{name}_train_error"][:, -1].mean()
         scalars[f"{name}_memorised"] = arrays[f"{name}_memorised"][:, -1].mean()
     margin = tests["limit_l"] - tests["ce"]
-    scalars["margin_over_ce"], scalars["margin_over_ce_ci"] = interval(margin)
-    scalars["mae_over_ce"], scalars["mae_over_ce_ci"] = interval(tests["mae"] - tests["ce"])
+    scalars["margin_over_ce"], scalars["margin_over_ce_ci"] = mean_interval(margin)
+    scalars["mae_over_ce"], scalars["mae_over_ce_ci"] = mean_interval(tests["mae"] - tests["ce"])
     baseline = max(scalars["ce_test"], scalars["mae_test"])
     order = [baseline, scalars["limit_g_test"], scalars["limit_l_test"]]
     scalars["smallest_step_in_order"] = float(np.diff(order).min())
