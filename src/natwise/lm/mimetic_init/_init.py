@@ -88,8 +88,7 @@ def mimetic_init_(
     Examples
     --------
     >>> from natwise.lm import Mamba2, mimetic_init_
-    >>> layer = mimetic_init_(Mamba2(32, d_state=16, head_dim=16, random_state=0))
-    >>> layer.A_log.tolist()
+    >>> mimetic_init_(Mamba2(32, d_state=16, head_dim=16, random_state=0)).A_log.tolist()
     [-8.0, -8.0, -8.0, -8.0]
     """
     blend = check_real("blend", blend, minimum=0.0, maximum=1.0)
@@ -98,10 +97,9 @@ def mimetic_init_(
     length = None if max_length is None else check_integer("max_length", max_length, minimum=1)
     if state and length is not None:
         _warn_when_short(decay, length)
-    layers = _supported(module)
     options = _Options(state, conv, blend, decay, Streams.of(random_state))
     with torch.no_grad():
-        for number, (layer, change) in enumerate(layers):
+        for number, (layer, change) in enumerate(_supported(module)):
             change(layer, options, number)
             layer._mimetic_init = True
     return module
