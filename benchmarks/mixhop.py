@@ -32,7 +32,8 @@ def peer_class():
     try:
         from torch_geometric.nn import MixHopConv as Peer
     except ImportError:
-        sys.exit("torch_geometric is needed for this comparison alone: pip install torch_geometric")
+        print("torch_geometric is needed for this comparison alone: pip install torch_geometric")
+        sys.exit(0)  # the other benchmarks go on
     return Peer
 
 

@@ -56,7 +56,7 @@ def naive_disentangler(X, y, c, n_core=8, n_spurious=8, n_steps=1500):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def rows(n, d, seed=0):
