@@ -12,7 +12,9 @@ START, END = "<!-- methods: written by `python docs/method_table.py --write` -->
 def table() -> str:
     """Return a Markdown row for every card."""
     rows = ["| method | what it answers | extra |", "|---|---|---|"]
-    rows += [f"| `{card.key}` {card.title} | {card.summary} | {', '.join(card.extras)} |" for card in registry.cards()]
+    for card in registry.cards():
+        page = f"src/natwise/{card.key.replace('.', '/')}/page.md"
+        rows.append(f"| [`{card.key}`]({page}) {card.title} | {card.summary} | {', '.join(card.extras)} |")
     return "\n".join(rows)
 
 

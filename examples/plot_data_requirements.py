@@ -19,11 +19,10 @@ low, high = curve.required_interval(0.08)
 print(f"an error of 8 % needs {curve.required_samples(0.08):,.0f} samples ({low:,.0f} to {high:,.0f})")
 
 # %%
-# The band covers 90 %; beyond its horizon the curve is a guess, and says so.
+# The band is that of 95 % confidence. It widens beyond the data: ``curve.horizon()`` says how far to trust the curve.
 n = np.geomspace(measured["n"].min(), 5000, 100)
-band = np.asarray(curve.predict_interval(n))
 figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-axis.fill_between(n, *(band if len(band) == 2 else band.T), alpha=0.25, linewidth=0)
+axis.fill_between(n, *curve.predict_interval(n), alpha=0.25, linewidth=0)
 axis.plot(n, curve.predict(n))
 axis.plot(measured["n"], measured["errors"], "o")
 axis.axhline(0.08, linestyle=":", color="gray")

@@ -2,7 +2,8 @@
 Which documents announced the event?
 ====================================
 
-A forecaster reads the documents of the days before and says which of them its forecast rests on.
+A forecaster reads the documents of the days before and says which of them its forecast rests on: by how much the
+probability falls without the document. Where two documents announce the same event, leaving out one changes little.
 """
 
 import matplotlib.pyplot as plt

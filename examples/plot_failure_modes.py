@@ -30,11 +30,12 @@ for algorithm, weight in (("erm", None), ("vrex", 100.0)):
     print(algorithm, found[algorithm].parts_.round(3), "+-", found[algorithm].se_.round(3))
 
 # %%
-# Plain training relies on the stain; an invariance penalty shifts the causes.
+# The parts add up to the error at the new site. Plain training relies on the stain, so that the last layer misreads the
+# new site; an invariance penalty cuts that part.
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-causes = ["training-site\nunderfitting", "test-site\nunderfitting", "non-\ninvariance", "last layer"]
+causes = ["underfitting", "inseparable\nat the new site", "misaligned", "last layer\nnot invariant"]
 for place, (algorithm, modes) in enumerate(found.items()):
     axis.bar(np.arange(4) + 0.4 * place - 0.2, modes.parts_, 0.4, yerr=modes.se_, label=algorithm)
 axis.set_xticks(range(4), causes)
-axis.set(ylabel="share of the error")
+axis.set(ylabel="part of the error rate")
 axis.legend()

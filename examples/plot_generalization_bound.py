@@ -3,7 +3,7 @@ How large can the generalisation gap be?
 ========================================
 
 A bound from the information in a model's predictions about which samples it was trained on: for any training recipe,
-here a decision tree, beside the measured gap and beside what chance gives.
+here a decision tree, beside the measured gap. ``fcmi_null`` is what the f-CMI bound reads when the splits are shuffled.
 """
 
 import matplotlib.pyplot as plt
@@ -25,4 +25,5 @@ for name, label in {"fcmi": "f-CMI bound", "tightest": "tightest of all bounds",
     axis.plot(sizes, [result.scalars[name] for result in results], marker="o", label=label)
 axis.set(xscale="log", xlabel="training samples", ylabel="test error minus training error", ylim=(0, None))
 axis.set_xticks(sizes, sizes)
+axis.minorticks_off()
 axis.legend()

@@ -16,8 +16,8 @@ accuracy = {}
 for powers, label in {(0, 1, 2): "MixHop", (1,): "one hop", (0,): "no graph"}.items():
     accuracy[label] = []
     for h in homophily:
-        graph = homophily_graph(h, n_nodes=600, n_classes=5, random_state=0)
-        model = MixHopClassifier(powers=powers, dropout=0.2, max_epochs=30, random_state=0)
+        graph = homophily_graph(h, n_nodes=1500, random_state=0)
+        model = MixHopClassifier(powers=powers, dropout=0.2, max_epochs=60, random_state=0)
         model.fit(graph.X, graph.y, graph.edge_index, graph.train_idx, graph.val_idx)
         accuracy[label].append(np.mean((model.predict() == graph.y)[graph.test_idx]))
     print(label, np.round(accuracy[label], 2))
