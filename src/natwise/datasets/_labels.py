@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from natwise.core.validation import shorten
-from natwise.datasets._text import clean_names
+from natwise.datasets._text import as_numbers, clean_names
 
 TASKS = ("auto", "classification", "regression")
 MIN_ROWS = 20
@@ -32,7 +32,7 @@ def encode_labels(labels: pd.Series, task: str) -> tuple[np.ndarray, tuple[str, 
         raise ValueError(f"a label is {longest:,} characters long (at most {MAX_LABEL_LENGTH:,}): is it free text?")
     if len(names) == 1:
         raise ValueError(f"the labels hold one class only ({shorten(names[0])}); at least two are needed")
-    numbers = pd.to_numeric(pd.Series(names, dtype=object), errors="coerce").to_numpy(dtype=float)
+    numbers = as_numbers(pd.Series(names, dtype=object)).to_numpy(dtype=float)
     if task == "regression" or (task == "auto" and _is_measured(numbers, n)):
         return _ranges(names, numbers, codes)
     if len(names) > n // 2:

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from natwise.core.validation import shorten
-from natwise.datasets._text import MAX_NAME_LENGTH, clean_text, is_missing
+from natwise.datasets._text import MAX_NAME_LENGTH, as_numbers, clean_text, is_missing
 
 MAX_CATEGORIES = 50
 FREE_TEXT_LENGTH = 40
 CLIP = 30.0
+DATE_LAYOUTS = ("ISO8601", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
+PILOT = 1000  # values that decide about the layout of dates
 _Values: TypeAlias = np.ndarray | pd.Categorical | None
 _INDEX_NAME = re.compile(r"^(unnamed: \d+|index|id|.*[_ ]id|row|row[_ ]?(number|id))$", re.IGNORECASE)
 
@@ -103,12 +105,15 @@ def _text_column(column: pd.Series) -> tuple[str, _Values]:
     if not all(isinstance(value, (str, bytes, int, float, np.generic)) for value in present):
         return _mixed_objects(column, missing)
     text = present.astype(str)
-    numbers = pd.to_numeric(text, errors="coerce")
+    numbers = as_numbers(text)
     if numbers.notna().mean() >= 0.9:
-        return "numeric", _as_numbers(pd.to_numeric(column.where(~missing), errors="coerce"))
-    dates = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=True)
-    if dates.notna().mean() >= 0.95:
-        return "date", _days(pd.to_datetime(column.where(~missing), errors="coerce", format="ISO8601", utc=True))
+        return "numeric", _as_numbers(numbers.reindex(column.index))
+    for layout in DATE_LAYOUTS:
+        if _dates(text.iloc[:PILOT], layout).notna().mean() < 0.95:
+            continue
+        dates = _dates(text, layout)
+        if dates.notna().mean() >= 0.95:
+            return "date", _days(dates.reindex(column.index))
     return _categories(column.where(~missing), text)
 
 
@@ -137,6 +142,10 @@ def _is_numeric(column: pd.Series) -> bool:
 def _as_numbers(column: pd.Series) -> np.ndarray:
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _dates(text: pd.Series, layout: str) -> pd.Series:
+    return pd.to_datetime(text, errors="coerce", format=layout, utc=True)
 
 
 def _days(column: pd.Series) -> np.ndarray:

@@ -242,12 +242,12 @@ def make_table(
         labels=codes,
         classes=classes,
         ids=_as_ids(ids, keep),
-        group=None if group is None else _as_text(group)[keep],
-        time=None if time is None else _as_text(time)[keep],
+        group=None if group is None else _as_text("group", group)[keep],
+        time=None if time is None else _as_text("time", time)[keep],
         test=test,
         planted=None if planted is None else np.asarray(planted, dtype=bool)[keep],
         target=target,
-        texts=None if texts is None else _as_text(texts)[keep],
+        texts=None if texts is None else _as_text("texts", texts)[keep],
         image_shape=image_shape or shape,
         notes=tuple(notes),
     )
@@ -258,7 +258,9 @@ def _check_column(raw: RawTable, role: str, column: str, path: Any) -> None:
     if column in raw.repeated:
         raise ValueError(f"the {role} column {shorten(column)} appears more than once in {path}: give it one name")
     if column not in names:
-        hint = suggest(column, names) or f" It has {', '.join(shorten(name, 30) for name in names[:10])}"
+        alike = [name for name in names if name.strip().casefold() == column.strip().casefold()]
+        hint = suggest(alike[0] if alike else column, names)
+        hint = hint or " ".join([f" It has {', '.join(shorten(name, 30) for name in names[:10])}.", *raw.notes])
         raise ValueError(f"{path} has no column {shorten(column)} for the {role}.{hint}")
 
 
@@ -275,6 +277,8 @@ def _as_frame(X: Any) -> tuple[pd.DataFrame, tuple[int, ...] | None]:
     if isinstance(X, pd.DataFrame):
         return X, None
     array = to_array("X", X)
+    if array.ndim == 0:
+        raise TypeError(f"X must be a data frame or a dense array, got {type(X).__name__}")
     if array.ndim in (3, 4):
         shape = array.shape[1:]
         return pd.DataFrame(array.reshape(len(array), -1)).add_prefix("pixel_"), shape
@@ -294,8 +298,8 @@ def _as_column(name: str, values: Any) -> pd.Series:
     return values.reset_index(drop=True)
 
 
-def _as_text(values: Any) -> np.ndarray:
-    column = _as_column("values", values)
+def _as_text(name: str, values: Any) -> np.ndarray:
+    column = _as_column(name, values)
     missing = is_missing(column)
     text = np.array([clean_text(label_text(value)) for value in column], dtype=object)
     text[missing] = ""

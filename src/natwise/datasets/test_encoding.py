@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from natwise.datasets._text import as_numbers
 from natwise.datasets.encoding import CLIP, MAX_CATEGORIES, encode
 
 N = 100
@@ -15,9 +16,11 @@ KINDS = {
     "with gaps": np.where(NORMAL > 1, np.nan, NORMAL),
     "huge": NORMAL * 1e300,
     "text of numbers": [f"{x:.2f}" if i % 20 else "n/a" for i, x in enumerate(NORMAL)],
+    "decimal commas": [f"{x:.2f}".replace(".", ",") for x in NORMAL],
     "flags": NORMAL > 0,
     "cities": np.where(NORMAL > 0, "Rome", "Oslo"),
     "dates": pd.date_range("2020-01-01", periods=N).astype(str),
+    "German dates": pd.date_range("2020-01-01", periods=N).strftime("%d.%m.%Y"),
     "timestamps": pd.date_range("2020-01-01", periods=N),
     "counter": np.arange(N),
     "keys": [f"k{i}" for i in range(N)],
@@ -28,7 +31,7 @@ KINDS = {
     "lists": [[1, 2]] * N,
     "complex": NORMAL * 1j,
 }
-EXPECTED = ("numeric",) * 5 + ("category", "date", "date", "id-like", "id-like", "free text") + (
+EXPECTED = ("numeric",) * 6 + ("category", "date", "date", "date", "id-like", "id-like", "free text") + (
     "constant", "empty", "empty", "unsupported", "unsupported",
 )  # fmt: skip
 
@@ -36,12 +39,24 @@ EXPECTED = ("numeric",) * 5 + ("category", "date", "date", "id-like", "id-like",
 def test_kinds():
     encoded = encode(pd.DataFrame(KINDS))
     assert dict(zip(KINDS, encoded.kinds, strict=True)) == dict(zip(KINDS, EXPECTED, strict=True))
-    assert encoded.X.shape == (N, 9)
+    assert encoded.X.shape == (N, 11)
     assert encoded.X.dtype == np.float32
     assert np.nanmax(np.abs(encoded.X)) <= CLIP
-    assert set(encoded.names[5:7]) == {"cities = Rome", "cities = Oslo"}
+    assert set(encoded.names[6:8]) == {"cities = Rome", "cities = Oslo"}
     np.testing.assert_array_equal(encoded.numeric, ["cities" not in name for name in encoded.names])
     np.testing.assert_array_equal(np.isnan(encoded.X[:, 1]), NORMAL > 1)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["1,5", "-2", "1234,25", "0,125"],
+        ["1,5", "-2,0", "1.234,25", "0,125"],
+        ["1.5", "-2", "1,234.25", "0.125"],
+    ],
+)
+def test_commas_in_numbers(texts):
+    np.testing.assert_array_equal(as_numbers(pd.Series([*texts, None])), [1.5, -2, 1234.25, 0.125, np.nan])
 
 
 def test_scaling_is_affine_and_keeps_order():

@@ -105,6 +105,7 @@ def test_labels_that_cannot_be_audited(case):
         (np.zeros(N), FRAME.y, ValueError, "shape"),
         (np.zeros((N, 2)), np.zeros((N, 2)), ValueError, "y must have shape"),
         (np.zeros((N, 2), dtype=complex), FRAME.y, TypeError, "complex"),
+        ({"a": FRAME.a}, FRAME.y, TypeError, "X must be a data frame or a dense array, got dict"),
     ],
 )
 def test_bad_arrays(X, y, error, words):
@@ -118,6 +119,10 @@ def test_missing_files_and_columns(tmp_path):
         load_table(tmp_path / "nothing.csv", "y")
     with pytest.raises(ValueError, match="Did you mean 'outcome'"):
         load_table(path, "outcom")
+    with pytest.raises(ValueError, match="Did you mean 'outcome'"):
+        load_table(path, "OUTCOME ")
+    with pytest.raises(ValueError, match="not used: 'labels'"):
+        load_table(archive(tmp_path / "t.npz", X=VECTORS, labels=np.arange(N)), "y")
     with pytest.raises(ValueError, match="no column 'site' for the group"):
         load_table(path, "outcome", group="site")
     with pytest.raises(ValueError, match="lacks 1 columns"):
@@ -149,6 +154,12 @@ def test_hostile_text_is_kept_readable_and_harmless():
 def test_number_labels_are_sorted_as_numbers():
     assert make_table(FRAME[["a"]], np.arange(N) % 12).classes == tuple(map(str, range(12)))
     assert make_table(FRAME[["a"]], np.where(FRAME.a > 0, 1.0, 2.0)).classes == ("1", "2")
+
+
+def test_number_labels_with_decimal_commas(tmp_path):
+    frame = FRAME.assign(price=np.arange(N) + 0.5)
+    table = load_table(write(tmp_path / "t.csv", frame, sep=";", decimal=","), "price")
+    np.testing.assert_array_equal(table.target, frame.price)
 
 
 def test_images_are_remembered():

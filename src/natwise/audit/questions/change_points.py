@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from natwise.audit.context import OUT_OF_TIME, Context, Deadline, Unanswered, one_thread
 from natwise.audit.models import timed
 from natwise.core.random import Streams
+from natwise.datasets.encoding import DATE_LAYOUTS
 from natwise.result import Result
 
 MIN_PERIOD = 40  # rows
@@ -34,7 +35,6 @@ SHARE_OF_TIME = 0.8  # for the first round of shuffles
 SHOWN = 8
 L1, GAMMA = 0.1, 0.1
 MAX_FACTORS = 8
-DATE_FORMATS = ("ISO8601", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "mixed")
 
 _Fit: TypeAlias = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -197,7 +197,7 @@ def _moments(texts: np.ndarray) -> tuple[np.ndarray, list[str]]:
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     if np.isfinite(numbers[present]).mean() >= READABLE:
         return np.where(np.isfinite(numbers), numbers, np.nan), []
-    for layout in DATE_FORMATS:
+    for layout in (*DATE_LAYOUTS, "mixed"):
         dates = _dates(column, layout)
         if dates[present].notna().mean() >= READABLE:
             ambiguous = layout == "%m/%d/%Y" and _dates(column, "%d/%m/%Y")[present].notna().mean() >= READABLE
