@@ -20,12 +20,16 @@ def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
     get 0.5.
     """
     rows = np.arange(len(labels))
-    rare = np.bincount(labels, minlength=probabilities.shape[1]) < N_FOLDS
     given = probabilities[rows, labels] + FLOOR
     others = probabilities.copy()
     others[rows, labels] = 0.0
     alternative = np.sqrt(others.max(axis=1) + FLOOR)
-    return np.where(rare[labels], 0.5, alternative / (alternative + given))
+    return np.where(of_rare_class(labels), 0.5, alternative / (alternative + given))
+
+
+def of_rare_class(labels: np.ndarray) -> np.ndarray:
+    """Return which labels (n,) are of a class with fewer than 5 rows, which no model can learn in every fold."""
+    return np.bincount(labels)[labels] < N_FOLDS
 
 
 def usual_error(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:

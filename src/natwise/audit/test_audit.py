@@ -137,6 +137,13 @@ def test_data_card_counts():
     assert len(card.params["duplicate_groups"]) == 6
 
 
+def test_data_card_counts_one_in_the_singular():
+    X = np.column_stack([np.arange(60) % 7, np.arange(60) % 11, np.ones(60)]).astype(float)
+    X[1] = X[0]
+    card = data_card.answer(context(make_table(X, np.arange(60) // 30)), Deadline(1))
+    assert card.params["summary"][0].endswith("; 1 row repeats another, 1 column tells nothing about a row.")
+
+
 def test_data_card_warns_of_classes_that_differ_in_case():
     labels = np.where(LABELS, "cat", np.where(HIDDEN[:, 1] > 0, "Cat ", "dog"))
     card = data_card.answer(context(make_table(X, labels)), Deadline(1))

@@ -161,7 +161,8 @@ def _verdict(scalars: dict[str, float]) -> tuple[str, str]:
 
 def _sentence(s: dict[str, Any], verdict: str, a_model: str) -> str:
     gap, bound = f"{100 * s['gap']:.1f} ± {100 * s['gap_se']:.1f}", f"{100 * s['tightest']:.1f}"
-    judged = "" if verdict == "informative" else ", which is vacuous"
+    judged = ", which is vacuous" if s["tightest"] > 1 else ", vacuous: shuffled splits read as much"
+    judged = "" if verdict == "informative" else judged
     return (
         f"On {s['n']:,.0f} rows, training makes {a_model}'s error {gap} points lower there than on new rows; "
         f"the tightest bound on this gap is {bound} points{judged}."

@@ -139,20 +139,25 @@ def _facts(scalars: dict[str, float], kinds: Sequence[str]) -> list[str]:
     useless = sum(kind in ("constant", "empty", "id-like", "free text", "unsupported") for kind in kinds)
     facts = []
     if scalars.get("test_overlap"):
-        facts.append(f"{scalars['test_overlap']:,} test rows are also in the training data")
+        facts.append(_count(scalars["test_overlap"], "test row is", "test rows are") + " also in the training data")
     if scalars["conflicting_rows"]:
         facts.append(f"{scalars['conflicting_rows']:,} equal rows carry different labels")
     if scalars["duplicate_rows"]:
-        facts.append(f"{scalars['duplicate_rows']:,} rows repeat others")
+        facts.append(_count(scalars["duplicate_rows"], "row repeats another", "rows repeat others"))
     if useless:
-        facts.append(f"{useless:,} columns tell nothing about a row")
+        facts.append(_count(useless, "column tells", "columns tell") + " nothing about a row")
     return facts
 
 
 def _sentence(name: str, scalars: dict[str, float], facts: list[str]) -> str:
     classes = f"{scalars['classes']:,} classes" if scalars["classes"] else "a number for a label"
-    start = f"{name} has {scalars['rows']:,} rows, {scalars['columns']:,} columns and {classes}"
+    columns = _count(scalars["columns"], "column", "columns")
+    start = f"{name} has {scalars['rows']:,} rows, {columns} and {classes}"
     return f"{start}; {', '.join(facts) or 'no repeated rows, no useless columns'}."
+
+
+def _count(count: float, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _same_types(test: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:

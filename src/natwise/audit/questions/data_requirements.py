@@ -147,7 +147,12 @@ def _sentence(scalars: dict[str, float], n_rows: int, context: Context) -> str:
         return f"The forecast reaches {wanted} with the rows there are."
     if not math.isfinite(needed):
         return f"More rows like these are not forecast to bring {wanted}."
-    low, high = max(scalars["needed_low"], 1), scalars["needed_high"]
+    low, high = _round(max(scalars["needed_low"], 1)), _round(scalars["needed_high"])
     interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"from {low:,.0f}, without upper end"
-    times = f"{needed / n_rows:.1f} times these"
-    return f"For {wanted}, about {needed:,.0f} rows are needed, {times} (90 % interval {interval})."
+    times = f"{_round(needed) / n_rows:.1f} times these"
+    return f"For {wanted}, about {_round(needed):,.0f} rows are needed, {times} (90 % interval {interval})."
+
+
+def _round(rows: float) -> float:
+    """Return a number of rows with two digits that count: a forecast knows no more."""
+    return float(f"{rows:.2g}")

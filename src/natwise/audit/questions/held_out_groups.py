@@ -209,5 +209,6 @@ def _verdict(modes: Any) -> str:
 def _sentence(name: str, worst: int, arrays: dict[str, np.ndarray], verdict: str) -> str:
     there, home = arrays["held_out_error"][worst], arrays["home_error"][worst]
     text = " ".join(str(name).split())[:40]
-    start = f"A linear model that never saw group {text} errs on {there:.1%} of its rows, against {home:.1%} at home"
+    start = f"A linear model that never saw group {text} errs on {100 * there:.1f} % of its rows, against "
+    start += f"{100 * home:.1f} % at home"
     return f"{start}: {verdict}." if verdict in CAUSES[1:] else f"{start}; no other group fares worse."

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from natwise.audit.context import Context, Deadline
-from natwise.audit.flips import expected_precision, fit_flips
-from natwise.audit.judging import plant_mistakes, score
+from natwise.audit.flips import Flips, expected_precision, fit_flips
+from natwise.audit.judging import of_rare_class, plant_mistakes, score
 from natwise.audit.mixing import Planting, choose_weight, mean_aurocs, mix
 from natwise.audit.models import N_FOLDS, Choice, affordable_rows, blend, choose, make_folds
 from natwise.audit.planting import bound_noise, recall_at
@@ -109,7 +109,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "planted_known": "planted_auroc" in scalars,
             **_confusions(context, arrays, order, review),
             "texts": [] if table.texts is None else [str(text)[:MAX_TEXT] for text in table.texts[shown]],
-            "summary": _summary(context, scalars, unknown),
+            "summary": _summary(context, fitted, scalars, unknown),
         },
         warnings=_warnings(context, fitted, n_train),
     )
@@ -127,15 +127,24 @@ def _expect(
     recall = recall_at(cuts, len(order), fitted.planted, fitted.background)
     predictions, labels = fitted.predictions, context.labels
     if context.n_classes:
-        flips = fit_flips(predictions, labels, streams)
+        flips = _flips(predictions, labels, streams)
         missed_too = fitted.caught if ENOUGH_CAUGHT <= fitted.caught < 1 else 1.0
         flips = flips.up_to(max(flips.noise[2], bound[2]) / missed_too)
         noise, wrong = flips.noise, np.stack([flips.wrong(predictions, labels, which) for which in range(3)])
+        wrong = np.where(of_rare_class(labels), noise[:, None], wrong)  # nothing more is known of them
     else:
         swaps = fit_swaps(predictions[:, 0], labels, streams)
         noise, wrong = swaps.noise, swaps.wrong
     expected = _Expectation(noise, cuts, expected_precision(wrong, order, cuts), recall)
     return expected, bound[0], {"wrong_probability": wrong[0]}
+
+
+def _flips(predictions: np.ndarray, labels: np.ndarray, streams: Streams) -> Flips:
+    """Fit `flips` to the rows that can be judged: to a model all rows of a class it did not see look wrong."""
+    judged = ~of_rare_class(labels)
+    if not judged.any():
+        judged[:] = True
+    return fit_flips(predictions[judged], labels[judged], streams)
 
 
 def _cannot_tell(context: Context, fitted: _Fitted, expected: _Expectation) -> bool:
@@ -151,7 +160,8 @@ def _classes(context: Context, fitted: _Fitted) -> tuple[dict[str, np.ndarray], 
     suggested = probabilities.argmax(axis=1)
     accuracy = float((suggested == labels).mean())
     arrays = {"suggested_label": suggested, "given_label_probability": probabilities[np.arange(len(labels)), labels]}
-    return arrays, {"accuracy": accuracy, "accuracy_se": float(np.sqrt(accuracy * (1 - accuracy) / len(labels)))}
+    likely = (accuracy * len(labels) + 1) / (len(labels) + 2)  # rule of succession: all right is not certainly right
+    return arrays, {"accuracy": accuracy, "accuracy_se": float(np.sqrt(likely * (1 - likely) / len(labels)))}
 
 
 def _numbers(context: Context, fitted: _Fitted, streams: Streams) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -208,9 +218,13 @@ def _confusions(context: Context, arrays: dict[str, np.ndarray], order: np.ndarr
     }
 
 
-def _summary(context: Context, scalars: dict[str, float], unknown: bool) -> list[str]:
+def _summary(context: Context, fitted: _Fitted, scalars: dict[str, float], unknown: bool) -> list[str]:
     """Return a sentence on the labels and one on the model."""
-    n, a_model = len(context.table), context.a_model
+    n, n_train = len(context.table), len(context.table) * 4 // 5
+    a_model, too_few = context.a_model, ""
+    if fitted.max_train < n_train:
+        a_model += f", trained on {fitted.max_train:,} of {n_train:,} rows to stay within the time,"
+        too_few = "it saw too few, because "
     noise, low, high = (scalars[f"estimated_noise{end}"] for end in ("", "_low", "_high"))
     review, precision = scalars["review"], scalars["review_precision"]
     wrong = (
@@ -219,9 +233,11 @@ def _summary(context: Context, scalars: dict[str, float], unknown: bool) -> list
     )
     if unknown:
         wrong = (
-            f"Which of the {n:,} labels are wrong cannot be told: {a_model} contradicts too many of them, because most "
-            "are wrong or because the columns do not determine them"
+            f"Which of the {n:,} labels are wrong cannot be told: {a_model} contradicts too many of them, because "
+            f"{too_few}most are wrong or because the columns do not determine them"
         )
+    elif not round(noise * n):
+        wrong = f"None of the {n:,} labels looks wrong (90 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     elif review:
         wrong += (
             f"; start with the first {int(review):,} of the list, of which {100 * precision:.0f} % should be wrong "
@@ -234,26 +250,24 @@ def _summary(context: Context, scalars: dict[str, float], unknown: bool) -> list
             f"; in this demo {round(scalars['planted_share'] * n):,} were made wrong on purpose, and the ranking finds "
             f"them with AUROC {scalars['planted_auroc']:.4f}"
         )
-    return [f"{wrong}.", _model_sentence(context, scalars)]
+    return [f"{wrong}.", _model_sentence(context, a_model[0].upper() + a_model[1:], scalars)]
 
 
-def _model_sentence(context: Context, scalars: dict[str, float]) -> str:
-    a_model = context.a_model[0].upper() + context.a_model[1:]
+def _model_sentence(context: Context, a_model: str, scalars: dict[str, float]) -> str:
     if context.n_classes:
-        value, spread, of = scalars["accuracy"], scalars["accuracy_se"], "accuracy"
-        text = (
-            f"{a_model} predicts the labels of rows it never saw with {100 * value:.1f} ± {100 * spread:.1f} % accuracy"
-        )
+        value, spread, of, error = scalars["accuracy"], scalars["accuracy_se"], "", ""
+        text = f"predicts the labels of rows it never saw with {100 * value:.1f} ± {100 * spread:.1f} % accuracy"
     else:
-        value, spread, of = scalars["r2"], scalars["r2_se"], "R²"
+        value, spread, of = scalars["r2"], scalars["r2_se"], " R²"
         text = (
-            f"{a_model} predicts {100 * value:.1f} ± {100 * spread:.1f} % of the variance of the label (R²) on rows it "
-            f"never saw; its mean absolute error is {scalars['mean_absolute_error']:.3g}"
+            f"predicts {100 * value:.1f} ± {100 * spread:.1f} % of the variance of the label (R²) on rows it never saw"
         )
+        error = f"; its mean absolute error is {scalars['mean_absolute_error']:.3g}"
+        error += f" ± {scalars['mean_absolute_error_se']:.1g}"
     if context.target is None:
-        return f"{text}."
+        return f"{a_model} {text}{error}."
     reached = "reaches" if value >= context.target else "does not reach"
-    return f"{text}, which {reached} the target of {100 * context.target:g} %{' ' + of if of == 'R²' else ''}."
+    return f"{a_model} {text}, which {reached} the target of {100 * context.target:g} %{of}{error}."
 
 
 def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
@@ -268,7 +282,7 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
         rows = np.sort(streams.numpy("planting-rows").choice(rows, max_train * 5 // 4, replace=False))
     runs: list[Planting] = []
     caught: list[float] = []
-    before_planting = fit_flips(predictions[rows], codes[rows], streams).noise[0] if k else 0.0
+    before_planting = _flips(predictions[rows], codes[rows], streams).noise[0] if k else 0.0
     slowest = 0.0
     for run in range(PLANTINGS):
         if runs and deadline.left() < slowest:
@@ -278,7 +292,7 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
         again = blend(chosen, X[rows], noisy, k, folds[rows], streams, max_train)
         runs.append(Planting(score(again, noisy), _information(context, rows, noisy), flags))
         if k:
-            risen = fit_flips(again, noisy, streams).noise[0] - before_planting
+            risen = _flips(again, noisy, streams).noise[0] - before_planting
             caught.append(risen / (flags.mean() * (1 - before_planting)))
         slowest = max(slowest, before - deadline.left())
     aurocs = mean_aurocs(runs)
@@ -336,7 +350,7 @@ def _warnings(context: Context, fitted: _Fitted, n_train: int) -> list[str]:
         )
     if len(fitted.planted) < PLANTINGS:
         found.append(f"The planting was done {len(fitted.planted)} instead of {PLANTINGS} times to stay within time.")
-    rare = np.bincount(context.table.labels, minlength=len(context.table.classes)) < N_FOLDS
-    if rare.any():
-        found.append(f"Classes with fewer than {N_FOLDS} rows ({int(rare.sum()):,}) cannot be judged: score 0.5.")
+    rare = len(np.unique(context.table.labels[of_rare_class(context.table.labels)]))
+    if rare and context.n_classes:
+        found.append(f"Classes with fewer than {N_FOLDS} rows ({rare:,}) cannot be judged: score 0.5.")
     return found

@@ -55,7 +55,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
             "numeric_columns": n_numeric,
             "at_limit": m == max(scores),
             "groups": _groups(context, columns, model.labels_, order, m),
-            "summary": _summary(float(model.tc_), float(shuffled.tc_), m, X.shape[1]),
+            "summary": _summary(float(model.tc_), spread, float(shuffled.tc_), m, X.shape[1]),
         },
         warnings=_warnings(context, X, n_numeric),
     )
@@ -145,11 +145,12 @@ def _groups(context: Context, columns: np.ndarray, factor: np.ndarray, order: np
     return [[context.encoded.names[columns[i]] for i in order if factor[i] == j] for j in range(m)]
 
 
-def _summary(total: float, shuffled: float, m: int, p: int) -> list[str]:
+def _summary(total: float, spread: float, shuffled: float, m: int, p: int) -> list[str]:
     if total < 2 * shuffled:
         return [f"The {p:,} numeric columns hang together hardly more than shuffled ones ({total:.2f} nats)."]
+    amount = f"{total:.2f}" + (f" ± {spread:.2f}" if np.isfinite(spread) else "")
     factors = "one hidden factor" if m == 1 else f"{m} hidden factors"
-    return [f"The {p:,} numeric columns share {total:.1f} nats of information, best grouped by {factors}."]
+    return [f"The {p:,} numeric columns share {amount} nats of information, best grouped by {factors}."]
 
 
 def _image_columns(context: Context, columns: np.ndarray) -> list[int]:

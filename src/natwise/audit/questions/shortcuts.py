@@ -215,8 +215,9 @@ def _audited(context: Context, given: _Rows) -> tuple[dict[str, np.ndarray], dic
 def _summary(s: dict[str, float], cells: list[str], worst: list[int], a_model: str) -> list[str]:
     sentence = (
         f"Rows of label and group “{cells[worst[0]]}” are served worst: {a_model} is right for "
-        f"{s['model_worst']:.0%} of them (95 % interval {s['model_worst_low']:.0%} to {s['model_worst_high']:.0%}), "
-        f"against {s['model_overall']:.0%} of all."
+        f"{100 * s['model_worst']:.0f} % of them (95 % interval {100 * s['model_worst_low']:.0f} to "
+        f"{100 * s['model_worst_high']:.0f} %), "
+        f"against {100 * s['model_overall']:.0f} % of all."
     )
     if s["gain_low"] > 0:
         sentence += f" Reweighting a linear model gains {100 * s['gain']:.0f} points in its worst group."

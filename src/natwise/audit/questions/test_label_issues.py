@@ -51,6 +51,9 @@ def test_no_mistakes_in_clean_labels():
     assert clean.scalars["estimated_noise"] < 0.03
     assert clean.scalars["estimated_noise_high"] > 0
     assert clean.scalars["review"] == 0
+    assert clean.params["summary"][0].startswith("None of the 200 labels looks wrong (90 % interval 0.0 to ")
+    assert clean.scalars["accuracy"] == 1
+    assert clean.scalars["accuracy_se"] > 0
 
 
 def test_labels_that_the_columns_do_not_determine_are_not_called_wrong():
@@ -70,6 +73,7 @@ def test_short_time_is_said_and_every_row_still_judged():
     hurried = answer(blobs(n=2000, noise=0.1), seconds=0.5)
     assert any("trained on" in text for text in hurried.warnings)
     assert hurried.params["train_rows"] < 1600
+    assert "of 1,600 rows to stay within the time, predicts" in hurried.params["summary"][1]
     assert hurried.scalars["planted_auroc"] > 0.9
 
 
@@ -81,6 +85,8 @@ def test_rare_classes_are_not_judged():
     result = answer(rare, seconds=1.0)
     np.testing.assert_array_equal(result.arrays["label_issue_score"][:3], 0.5)
     assert any("cannot be judged" in text for text in result.warnings)
+    np.testing.assert_allclose(result.arrays["wrong_probability"][:3], result.scalars["estimated_noise"])
+    assert result.scalars["estimated_noise"] < 0.03
 
 
 @pytest.mark.parametrize("name", models.CLASSIFIERS)
