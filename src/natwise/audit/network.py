@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from natwise.audit.context import Deadline
+from natwise.audit.context import Deadline, one_thread
 from natwise.audit.models import timed
 from natwise.core.random import Streams
 from natwise.datasets.tables import Table
@@ -50,7 +50,8 @@ class Network:
         if not n_classes:
             low, centre, high = np.percentile(labels, [25, 50, 75])
             network = cls(rows, information, 0, float(centre), float((high - low) / 1.349 or labels.std()))
-        information.fit(inputs, network.targets(labels[rows]), inputs_val)
+        with one_thread():  # PyTorch is loaded by now; on a busy machine its threads take fifty times as long
+            information.fit(inputs, network.targets(labels[rows]), inputs_val)
         return network
 
     def targets(self, labels: np.ndarray) -> np.ndarray:

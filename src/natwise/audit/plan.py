@@ -30,7 +30,7 @@ QUESTIONS: dict[str, tuple[str, Answer, float]] = {  # name: title, answer, weig
     "label_issues": ("Suspicious labels", label_issues.answer, 8.0),
     "data_card": ("Data card", data_card.answer, 1.0),
     "sample_information": ("What single rows tell", sample_information.answer, 4.0),
-    "change_points": ("Changes over time", change_points.answer, 6.0),
+    "change_points": ("Changes over time", change_points.answer, 10.0),
     "shortcuts": ("Groups and shortcuts", shortcuts.answer, 3.0),
     "data_requirements": ("How much more data", data_requirements.answer, 4.0),
     "held_out_groups": ("Groups the model never saw", held_out_groups.answer, 3.0),

@@ -149,7 +149,7 @@ def _sentence(scalars: dict[str, float], n_rows: int, context: Context) -> str:
         return f"More rows like these are not forecast to bring {wanted}."
     low, high = _round(max(scalars["needed_low"], 1)), _round(scalars["needed_high"])
     interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"from {low:,.0f}, without upper end"
-    times = f"{_round(needed) / n_rows:.1f} times these"
+    times = f"{_round(needed / n_rows):,g} times these"
     return f"For {wanted}, about {_round(needed):,.0f} rows are needed, {times} (90 % interval {interval})."
 
 
