@@ -160,7 +160,14 @@ def test_the_selected_setting_is_at_least_as_good(name, limit):
     assert held_out(name, model.covariances_) <= limit
 
 
-@parametrize_with_checks([TCorEx(), TCorEx(missing_values=np.nan, l1=0.1, tol=1e-3)])
+@parametrize_with_checks([TCorEx()])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([TCorEx(missing_values=np.nan, l1=0.1, tol=1e-3)])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learn_contract_with_missing_values(estimator, check):
     check(estimator)
