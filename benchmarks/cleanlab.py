@@ -3,7 +3,8 @@
     NATWISE_DATA=... PYTHONPATH=<folder with cleanlab and datasets> python benchmarks/cleanlab.py [NAME ...]
 
 cleanlab is no dependency: install it beside this project with
-``pip install --target FOLDER --no-deps cleanlab datasets dill multiprocess termcolor xxhash``. Per data set, in one run:
+``pip install --target FOLDER --no-deps cleanlab datasets dill multiprocess termcolor xxhash``. Per data set, in one
+run:
 
 - ``same probabilities``: both score the labels from one set of out-of-fold probabilities, those of natwise's model;
 - ``own defaults``: natwise as in ``natwise audit``; Datalab from the features alone (its nearest neighbours), and from
