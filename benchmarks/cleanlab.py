@@ -93,12 +93,13 @@ def cases() -> Iterator[Callable[[], Case]]:
 
 
 def cpu(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    """Return what the work gives, scores (n,), and the CPU seconds that it takes."""
     start = time.process_time()
     return work(), time.process_time() - start
 
 
 def ours(context: Context) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return scores and out-of-fold probabilities, as `natwise audit` computes them, and the noise that it states."""
+    """Return the scores (n,) and out-of-fold probabilities (n, k) of `natwise audit`, and the noise that it states."""
     streams = context.streams.child("label_issues")
     answer = label_issues.answer(context, Deadline(SECONDS))
     folds = make_folds(context.table.labels, context.row_hashes, streams.numpy("folds"))

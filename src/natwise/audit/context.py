@@ -70,7 +70,7 @@ class Context:
 
     @property
     def labels(self) -> np.ndarray:
-        """What models learn: class codes, or the numbers of regression."""
+        """What models learn, (n,): class codes, or the numbers of regression."""
         return self.table.labels if self.table.target is None else self.table.target
 
     @cached_property
@@ -94,7 +94,7 @@ class Context:
 
     @cached_property
     def row_hashes(self) -> np.ndarray:
-        """One 64-bit number per row; rows with equal features have equal numbers."""
+        """One 64-bit number per row, (n,); rows with equal features have equal numbers."""
         return hash_rows(self.table.features)
 
     def thumbnails(self, rows: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ class Context:
         return (255 * scaled).round().astype(np.uint8).reshape(len(rows), *self.table.image_shape)
 
     def _from_files(self, rows: np.ndarray) -> np.ndarray:
-        """Return images of some rows from their files, larger than the models see them; black where one is gone."""
+        """Return images (rows, h, w[, c]) from their files, larger than the models see; black where one is gone."""
         from natwise.datasets.images import read_image
 
         assert self.table.image_shape is not None
@@ -159,5 +159,5 @@ def one_thread() -> AbstractContextManager[object]:
 
 
 def hash_rows(features: pd.DataFrame) -> np.ndarray:
-    """Return a 64-bit hash per row of a data frame; equal rows have equal hashes whatever the columns' types."""
+    """Return 64-bit hashes (n,) of a frame's n rows; equal rows have equal hashes whatever the columns' types."""
     return pd.util.hash_pandas_object(features, index=False).to_numpy()

@@ -91,7 +91,7 @@ def fit_flips(probabilities: np.ndarray, labels: np.ndarray, streams: Streams) -
 
 
 def _likelihood(logs: np.ndarray, labels: np.ndarray, sharpness: np.ndarray) -> np.ndarray:
-    """Return the log-likelihood of every sharpness with every share of wrong labels."""
+    """Return the log-likelihood (sharpness, noises) of log-probabilities (n, k) and labels (n,)."""
     k = logs.shape[1]
     found = np.empty((len(sharpness), len(NOISES)))
     for i, beta in enumerate(sharpness):
@@ -102,7 +102,7 @@ def _likelihood(logs: np.ndarray, labels: np.ndarray, sharpness: np.ndarray) -> 
 
 
 def _right(logs: np.ndarray, labels: np.ndarray, beta: float) -> np.ndarray:
-    """Return the sharpened probability of the given class."""
+    """Return the sharpened probability (n,) of the given class from log-probabilities (n, k)."""
     powers = beta * logs
     powers -= powers.max(axis=1, keepdims=True)
     powers = np.exp(powers)

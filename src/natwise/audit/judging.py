@@ -12,7 +12,7 @@ NEIGHBOURS = 0.05  # of the rows: those of similar prediction, whose errors are 
 
 
 def label_issue_score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    r"""Return how strongly the out-of-fold probabilities contradict each label, between 0 and 1.
+    r"""Return how strongly out-of-fold probabilities (n, k) contradict each label (n,), between 0 and 1.
 
     :math:`s = \sqrt{a} / (\sqrt{a} + p)`, with p the probability of the given label and a that of the best other
     one (both + 0.001). Between self-confidence (1 - p), which is best for human mistakes among similar classes, and
@@ -66,7 +66,7 @@ def score(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def plant_mistakes(
     labels: np.ndarray, codes: np.ndarray, predictions: np.ndarray, streams: Streams
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels with some made wrong, and which.
+    """Return labels (n,) with some made wrong, and which (n,), given out-of-fold predictions (n, k).
 
     Half of the wrong classes are those that the model takes for the right one, half are drawn evenly. A wrong number is
     that of a row from another range of the target (`codes`), drawn evenly.

@@ -20,7 +20,7 @@ class Planting:
     flags: np.ndarray
 
     def mixed(self, weight: float) -> np.ndarray:
-        """Return the scores with functional information mixed in."""
+        """Return the scores (n,) with functional information mixed in."""
         return mix(self.scores, self.information, weight)
 
 

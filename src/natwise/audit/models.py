@@ -201,7 +201,7 @@ def blend(
     streams: Streams,
     max_train: int | None = None,
 ) -> np.ndarray:
-    """Return the average of `out_of_fold` over several models."""
+    """Return the average (n, n_classes or 1) of `out_of_fold` over several models."""
     parts = [
         out_of_fold(factory, X, labels, n_classes, folds, streams.child(name), max_train)
         for name, factory in factories.items()
@@ -232,7 +232,7 @@ def choose(
     streams: Streams,
     deadline: Deadline,
 ) -> Choice:
-    """Compare models on a subsample by out-of-fold loss; the two best averaged is one more candidate.
+    """Compare models on a subsample of X (n, d) by out-of-fold loss; the two best averaged is one more candidate.
 
     A model whose predicted time does not fit before the deadline is not tried; the first always is.
     """
@@ -259,7 +259,7 @@ def choose(
 
 
 def loss(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean log-loss in nats, or for numbers the mean absolute error; the smaller the better.
+    """Return the mean log-loss in nats of probabilities (n, k), or of numbers (n, 1) the mean absolute error.
 
     No probability counts as less than 1/1000, since trees say 0 lightly.
     """

@@ -79,7 +79,7 @@ class Network:
 
 
 def linearise(table: Table, X: np.ndarray, streams: Streams, deadline: Deadline) -> Network | None:
-    """Return a network on as many rows, chosen at random, as the time allows; None when that is too few.
+    """Return a network on as many rows of X (n, d), chosen at random, as the time allows; None when too few.
 
     A few rows calibrate the cost of a scoring, which at these sizes grows about with the square of their number, and
     with the number of classes.

@@ -52,7 +52,7 @@ def numeric_curve(context: Context, streams: Streams, seconds: float) -> Result:
 def _unexplained(
     context: Context, X: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
 ) -> tuple[float, float]:
-    """Return the mean squared error over the variance, and 1 / the variance of its logarithm."""
+    """Return the mean squared error of predictions (n,) over the variance, and 1 / the variance of its logarithm."""
     with warnings.catch_warnings(), one_thread():
         warnings.simplefilter("ignore")  # convergence to the last digit does not matter here
         predicted = fit_predict(context.kernel_or_own, X[train], y[train], X[test], 0, seed)[:, 0]

@@ -52,7 +52,7 @@ class OwnModel(BaseEstimator):
         return found / found.sum(axis=1, keepdims=True)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the likeliest class, or the predicted number, of each row."""
+        """Return the likeliest class, or the predicted number, of each row: (n,)."""
         if hasattr(self.estimator_, "predict_proba"):
             return self.classes_[self.predict_proba(X).argmax(axis=1)]
         found = np.asarray(_guarded(self.estimator_, "predict", np.nan_to_num(X)), dtype=np.float64).reshape(-1)
@@ -102,7 +102,7 @@ def own_factory(model: Any, n_classes: int) -> tuple[str, Factory]:
 
 
 def try_model(factory: Factory, X: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
-    """Fit the model on a few rows of every class, so that what is wrong with it is said before long work."""
+    """Fit the model on a few rows of X (n, d) of every class, to say what is wrong with it before long work."""
     some = [np.flatnonzero(labels == c)[:TRIAL_ROWS_OF_CLASS] for c in range(min(n_classes, 10))]
     rows = np.concatenate(some) if n_classes else np.arange(min(len(labels), TRIAL_ROWS))
     if len(np.unique(labels[rows])) > 1:

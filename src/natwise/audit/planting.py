@@ -103,12 +103,12 @@ def _smallest_ratio(hits: np.ndarray, others: np.ndarray, n_hits: int, n_others:
 
 
 def _exceeding(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return how many `values` are at or above each edge."""
+    """Return how many `values` (n,) are at or above each edge: (edges,)."""
     return len(values) - np.searchsorted(np.sort(values), edges, side="left")
 
 
 def _resample(survival: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the survival function of a bootstrap sample of `size` values with the given survival function."""
+    """Return the survival function (edges,) of a bootstrap sample of `size` values with the given one (edges,)."""
     mass = np.append(1.0, survival) - np.append(survival, 0.0)
     counts = rng.multinomial(size, np.maximum(mass, 0.0) / np.maximum(mass, 0.0).sum())
     return 1.0 - np.cumsum(counts)[:-1] / size

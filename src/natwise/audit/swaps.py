@@ -58,7 +58,7 @@ def _right(relative: np.ndarray, scale: float, freedom: float) -> np.ndarray:
 
 
 def _density(values: np.ndarray, streams: Streams) -> np.ndarray:
-    """Return the density of all labels at each of them, smoothed from some rows and read off a grid."""
+    """Return the density (n,) of all labels at each of them (n,), smoothed from some rows and read off a grid."""
     some = values[streams.numpy("density").permutation(len(values))[:KDE_ROWS]]
     grid = np.linspace(values.min(), values.max(), KDE_POINTS)
     if some.std() == 0:

@@ -160,7 +160,7 @@ def to_numpy(name: str, value: Any) -> Any:
 
 
 def to_array(name: str, value: Any) -> np.ndarray:
-    """Return an array-like or a tensor as an array of any dtype."""
+    """Return an array-like or a tensor as an array of any dtype, in its shape."""
     value = to_numpy(name, value)
     try:
         return np.asarray(value)

@@ -18,7 +18,7 @@ N_RANGES = 10
 
 
 def encode_labels(labels: pd.Series, task: str) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
-    """Return codes, class names, and for regression the numbers (else None); refuse what can be neither.
+    """Return codes (n,), class names, and for regression the numbers (n,), else None; refuse what can be neither.
 
     For regression, codes and classes are those of up to ten ranges with about as many rows each.
     """

@@ -107,11 +107,11 @@ def check_tensor(name: str, value: Any) -> Tensor:
 
 
 def check_integers(name: str, value: Tensor) -> None:
-    """Refuse a tensor that torch would not index with."""
+    """Refuse a tensor, of any shape, that torch would not index with."""
     if value.dtype not in INTEGERS:
         raise TypeError(f"{name} must hold integers (int64), got {value.dtype}")
 
 
 def is_readable(value: Tensor) -> bool:
-    """Say whether a look at the values neither waits for another device nor breaks a compiled graph."""
+    """Say whether a look at the values, in any shape, neither waits for another device nor breaks a compiled graph."""
     return value.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -95,7 +95,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _plan(X: np.ndarray, context: Context, deadline: Deadline) -> Plan:
-    """Return the largest training set whose runs fit into the time, from one training on the smallest and on it."""
+    """Return the largest training set of X (n, d) whose runs fit into the time, from trainings on few rows."""
     rng = context.streams.child("certificate").numpy("pilot")
     workers = max(1, min(joblib.cpu_count(), N_SPLITS))
     n = min(len(X) // 2, MAX_TRAIN)

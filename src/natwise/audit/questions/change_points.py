@@ -108,7 +108,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _search(scores: np.ndarray, periods: np.ndarray, fit: _Fit, streams: Streams, deadline: Deadline) -> _Found:
-    """Return the steps that exceed chance, the largest first.
+    """Return the steps of scores (n, p) in periods (n,) that exceed chance, the largest first.
 
     After each find, times are shuffled only before and after it: rows from both sides, mixed, would depend on one
     another less than those of either, and make ordinary steps look large. The two periods beside it stay as they are,
@@ -153,7 +153,7 @@ def _null(
 
 
 def _shuffled(periods: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the periods of the rows, shuffled within each part."""
+    """Return the periods of the rows (n,), shuffled within each part."""
     shuffled = periods.copy()
     for p in np.unique(part[part >= 0]):
         rows = part[periods] == p
@@ -213,7 +213,7 @@ def _dates(column: pd.Series, layout: str) -> pd.Series:
 
 
 def _periods(moments: np.ndarray) -> np.ndarray:
-    """Return the period of each row, given sorted times; rows of one time share a period, each has enough rows."""
+    """Return the period of each row (n,) of sorted times (n,); rows of one time share a period, with enough rows."""
     size = max(MIN_PERIOD, math.ceil(len(moments) / MAX_PERIODS))
     counts = np.unique(moments, return_counts=True)[1]
     period, filled, of_time = 0, 0, []
@@ -228,7 +228,7 @@ def _periods(moments: np.ndarray) -> np.ndarray:
 
 
 def _columns(context: Context, rows: np.ndarray, periods: np.ndarray) -> np.ndarray:
-    """Return the numeric columns that vary and have values in every period."""
+    """Return which numeric columns (p,) vary and have values in every period, of rows (n,) in periods (n,)."""
     columns = np.flatnonzero(context.encoded.numeric)
     X = context.encoded.X[np.ix_(rows, columns)]
     enough = [(~np.isnan(X[periods == t])).sum(axis=0) >= MIN_PRESENT for t in range(periods[-1] + 1)]
@@ -278,7 +278,7 @@ def _normal_scores(X: np.ndarray, periods: np.ndarray) -> np.ndarray:
 
 
 def _moved(scores: np.ndarray, limit: float) -> np.ndarray:
-    """Return the columns that moved more than any does by chance, strongest first; else the three that moved most."""
+    """Return the columns (moved,) that moved more than any by chance, strongest first; else the three most moved."""
     beyond = int((scores > limit).sum())
     return np.argsort(-scores, kind="stable")[: min(beyond or 3, SHOWN)]
 

@@ -63,7 +63,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _duplicates(context: Context) -> dict[str, np.ndarray]:
-    """Return per row whether it is equal to an earlier one, and whether an equal row has another label."""
+    """Return whether each row (n,) is equal to an earlier one, and whether an equal row has another label (n,)."""
     _, first, member = np.unique(context.row_hashes, return_index=True, return_inverse=True)
     labels = context.labels
     conflicting = np.zeros(len(first), dtype=bool)

@@ -118,7 +118,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 def _expect(
     context: Context, fitted: _Fitted, order: np.ndarray, cuts: np.ndarray, streams: Streams
 ) -> tuple[_Expectation, float, dict[str, np.ndarray]]:
-    """Return what to expect of the ranking, the planted mistakes' bound on the noise, and arrays for every row.
+    """Return what to expect of the ranking (n,), the planted mistakes' bound on the noise, and arrays (n,).
 
     Noise and precision are those of `flips`, which allows for classes that overlap, or of `swaps`, which allows for
     numbers that cannot be predicted well; the array is each label's chance to be wrong.
@@ -140,7 +140,7 @@ def _expect(
 
 
 def _flips(predictions: np.ndarray, labels: np.ndarray, streams: Streams) -> Flips:
-    """Fit `flips` to the rows that can be judged: to a model all rows of a class it did not see look wrong."""
+    """Fit `flips` to those rows of (n, k) that can be judged: all rows of a class not seen look wrong to a model."""
     judged = ~of_rare_class(labels)
     if not judged.any():
         judged[:] = True
@@ -155,7 +155,7 @@ def _cannot_tell(context: Context, fitted: _Fitted, expected: _Expectation) -> b
 
 
 def _classes(context: Context, fitted: _Fitted) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return the likeliest class and the probability of the given one per row, and the accuracy."""
+    """Return the likeliest class (n,) and the probability of the given one (n,), and the accuracy."""
     labels, probabilities = context.table.labels, fitted.predictions
     suggested = probabilities.argmax(axis=1)
     accuracy = float((suggested == labels).mean())
@@ -165,7 +165,7 @@ def _classes(context: Context, fitted: _Fitted) -> tuple[dict[str, np.ndarray], 
 
 
 def _numbers(context: Context, fitted: _Fitted, streams: Streams) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return the given and the predicted number per row, and the share of variance that is predicted."""
+    """Return the given and the predicted number (n,), and the share of variance that is predicted."""
     target, predicted = context.labels, fitted.predictions[:, 0]
     rng = streams.numpy("bootstrap-r2")
     squares = np.column_stack([(target - predicted) ** 2, (target - target.mean()) ** 2])
@@ -180,7 +180,7 @@ def _numbers(context: Context, fitted: _Fitted, streams: Streams) -> tuple[dict[
 
 
 def _at(review: int, cuts: np.ndarray, expected: _Expectation) -> dict[str, float]:
-    """Return the expected precision at the cut, with its interval."""
+    """Return the expected precision at one of the cuts (cuts,), with its interval."""
     ends = ("", "_low", "_high")
     return {end: float(np.interp(review, cuts, row)) for end, row in zip(ends, expected.precision, strict=True)}
 
@@ -311,7 +311,7 @@ def _fit(context: Context, streams: Streams, deadline: Deadline) -> _Fitted:
 
 
 def _information(context: Context, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the functional information of rows that carry `labels`; empty unless the network knows all rows."""
+    """Return the functional information (n,) of rows that carry `labels`; (0,) unless the network knows all rows."""
     network = context.network
     if network is None or not len(rows) == len(network.rows) == len(context.table):
         return np.empty(0)
@@ -319,7 +319,7 @@ def _information(context: Context, rows: np.ndarray, labels: np.ndarray) -> np.n
 
 
 def _cuts(n: int) -> np.ndarray:
-    """Return numbers of rows to review, about evenly spaced on a logarithmic scale, up to half of all."""
+    """Return numbers of rows to review, (cuts,), about evenly spaced on a logarithmic scale, up to half of all."""
     return np.unique(np.geomspace(min(5, n // 2), n // 2, 40).round().astype(np.int64))
 
 

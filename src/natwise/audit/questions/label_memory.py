@@ -87,12 +87,13 @@ def _memorised(
 def _fit_all(
     context: Context, chosen: list[str], rows: np.ndarray, streams: Streams, deadline: Deadline
 ) -> dict[str, np.ndarray]:
-    """Return each model's probabilities of the rows it was trained on; models for which time is short are left out."""
+    """Return each model's probabilities (rows, k) of its training rows; models for which time is short are left out."""
     X, labels, k = context.encoded.X, context.table.labels, len(context.table.classes)
     found: dict[str, np.ndarray] = {}
     factories = {**{name: context.models[name] for name in chosen}, **default_models(k)}
 
     def fit(name: str, some: np.ndarray) -> np.ndarray:
+        """Return the probabilities (some, k) that a model gives to the rows on which it was trained."""
         with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore")  # convergence to the last digit does not matter here
             return fit_predict(factories[name], X[some], labels[some], X[some], k, streams.seed(name))

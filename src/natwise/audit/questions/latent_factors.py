@@ -91,7 +91,7 @@ def _candidates(X: np.ndarray) -> list[int]:
 
 
 def _held_out(X: np.ndarray, streams: Streams, deadline: Deadline) -> dict[int, float]:
-    """Return the mean log-likelihood of a quarter of the rows, for more and more factors until it falls twice."""
+    """Return the mean log-likelihood of a quarter of X (n, p), for more and more factors until it falls twice."""
     rows = streams.numpy("held-out").permutation(len(X))
     test, train = np.split(rows, [len(rows) // 4])
     X = X[:, _varies(X[train])]
@@ -154,7 +154,7 @@ def _summary(total: float, spread: float, shuffled: float, m: int, p: int) -> li
 
 
 def _image_columns(context: Context, columns: np.ndarray) -> list[int]:
-    """Return the pixel of each column, when the table holds images."""
+    """Return the pixel of each column (p,), when the table holds images."""
     if context.table.image_shape is None:
         return []
     pixel = {name: i for i, name in enumerate(context.table.features.columns)}

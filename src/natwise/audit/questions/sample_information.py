@@ -65,7 +65,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _redundancy(network: Network, labels: np.ndarray, deadline: Deadline) -> tuple[np.ndarray | None, str]:
-    """Return the rank of each row of the network by when it can be removed, or why there is none."""
+    """Return the rank (rows,) of each row of the network by when it can be removed, or why there is none."""
     _, seconds = timed(lambda: network.functional_information(labels[network.rows]))
     if RANKING_COST * seconds > deadline.left():
         return None, "The order in which rows can be spared was left out to stay within time."
@@ -77,14 +77,14 @@ def _kind(table: Table) -> str:
 
 
 def _for_all(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
-    """Return `values` of some rows as an array over all rows, NaN elsewhere."""
+    """Return `values` (rows,) of some rows as an array over all rows (n,), NaN elsewhere."""
     everywhere = np.full(n, np.nan)
     everywhere[rows] = values
     return everywhere
 
 
 def _share_of_half(functional: np.ndarray) -> float:
-    """Return the smallest share of the rows that holds half of the summed information."""
+    """Return the smallest share of the rows (n,) that holds half of the summed information."""
     cumulative = np.cumsum(np.sort(functional)[::-1])
     return float((np.searchsorted(cumulative, cumulative[-1] / 2) + 1) / len(functional))
 

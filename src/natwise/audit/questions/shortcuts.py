@@ -37,9 +37,11 @@ class _Rows:
 
     @property
     def cells(self) -> np.ndarray:
+        """The number of each row's pair of label and site, (n,)."""
         return self.labels * len(self.names) + self.sites
 
     def only(self, kept: np.ndarray) -> _Rows:
+        """Return the chosen rows: a mask (n,) or positions (kept,)."""
         return _Rows(self.rows[kept], self.X[kept], self.labels[kept], self.sites[kept], self.classes, self.names)
 
 
@@ -106,7 +108,7 @@ def answer(context: Context, deadline: Deadline) -> Result:
 
 
 def _columns(context: Context) -> np.ndarray:
-    """Return the columns used: those that vary, the first of many."""
+    """Return the columns used (p,): those that vary, the first of many."""
     X = context.encoded.X
     return np.flatnonzero(np.nanmax(X, axis=0, initial=-np.inf) > np.nanmin(X, axis=0, initial=np.inf))[:MAX_COLUMNS]
 
@@ -151,7 +153,7 @@ def _head(method: str, train: _Rows, X: np.ndarray) -> np.ndarray:
 
 
 def _out_of_fold(found: _Rows, context: Context, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a plain and a reweighted head predict for every row, fitted without its fold."""
+    """Return what a plain and a reweighted head predict for every row (n,), fitted without its fold."""
     folds = make_folds(found.cells, context.row_hashes[found.rows], streams.numpy("folds"))
     plain, fair = np.empty_like(found.labels), np.empty_like(found.labels)
     for fold in np.unique(folds):
@@ -161,7 +163,7 @@ def _out_of_fold(found: _Rows, context: Context, streams: Streams) -> tuple[np.n
 
 
 def _by_cell(right: np.ndarray, found: _Rows) -> np.ndarray:
-    """Return the accuracy of every cell, NaN for those without rows."""
+    """Return the accuracy of every cell (cells,), NaN for those without rows, from right or wrong (n,)."""
     size = len(found.classes) * len(found.names)
     count = np.bincount(found.cells, minlength=size)
     hits = np.bincount(found.cells, weights=right, minlength=size)
@@ -169,12 +171,13 @@ def _by_cell(right: np.ndarray, found: _Rows) -> np.ndarray:
 
 
 def _gain(plain: np.ndarray, fair: np.ndarray, found: _Rows, streams: Streams) -> dict[str, float]:
-    """Return the worst cell's accuracy with both heads, and the gain with its interval over rows drawn by cell."""
+    """Return the worst cell's accuracy with both heads, right or wrong (n,), and the gain with its interval."""
     _, cells = np.unique(found.cells, return_inverse=True)
     by_cell = [np.flatnonzero(cells == cell) for cell in range(cells.max() + 1)]
     rng = streams.numpy("bootstrap")
 
     def worst(rows: list[np.ndarray]) -> tuple[float, float]:
+        """Return the least accuracy of both heads over cells, each given by its rows (m,)."""
         return min(plain[r].mean() for r in rows), min(fair[r].mean() for r in rows)
 
     draws = [worst([rng.choice(r, len(r)) for r in by_cell]) for _ in range(BOOTSTRAPS)]

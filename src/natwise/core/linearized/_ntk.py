@@ -112,7 +112,7 @@ def check_evaluation_mode(module: nn.Module) -> None:
 
 
 def as_inputs(name: str, value: Any, parameters: dict[str, nn.Parameter]) -> Tensor:
-    """Return inputs as a tensor on the device of the parameters; floats in their dtype, integers as int64."""
+    """Return inputs (n, ...) as a tensor on the device of the parameters; floats in their dtype, integers as int64."""
     like = next(iter(parameters.values()))
     if isinstance(value, Tensor):
         tensor = value.detach()

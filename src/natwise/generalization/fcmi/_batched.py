@@ -246,7 +246,7 @@ def _check_examples(X: Any, y: ArrayLike, train: ArrayLike) -> tuple[np.ndarray,
 
 
 def _first(stacked: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the parameters of the first of stacked networks, without the axis of networks."""
+    """Return the parameters of the first of stacked networks: (networks, ...) without the first axis."""
     return {name: value[0] for name, value in stacked.items()}
 
 

@@ -128,7 +128,7 @@ def _check_options(deterministic: bool, verbose: int, folder: Any, random_state:
 
 
 def _check_pool(X: Any, y: Any, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Return X as something rows can be taken from, the classes, and each sample's position among them."""
+    """Return X as something rows can be taken from, the classes (k,), and each sample's position among them (n,)."""
     X, y = to_numpy("X", X), to_array("y", y)
     X = X if hasattr(X, "shape") else to_array("X", X)
     if len(X.shape) < 1:

@@ -66,6 +66,7 @@ def _digits(classes: tuple[int, ...] = tuple(range(10))) -> tuple[np.ndarray, np
 
 
 def _mnist_4_9(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fours and nines, scaled, (n, 1, 28, 28) float32, and whether each is a nine (n,)."""
     data = load_npz(path)
     kept = np.isin(data["y_train"], (4, 9))
     X = (data["x_train"][kept].astype(np.float32) / 255 - 0.456) / 0.224

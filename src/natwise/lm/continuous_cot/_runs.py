@@ -127,7 +127,7 @@ def decodings(cot: ContinuousCoT, seed: int) -> dict[str, float]:
 
 
 def discrete_pass_at_k(cot: ContinuousCoT, seed: int) -> np.ndarray:
-    """Return Pass@k of sampled discrete chains for every k of `PASS_KS`."""
+    """Return Pass@k of sampled discrete chains for every k of `PASS_KS`: shape (len(PASS_KS),)."""
     data = task(None)
     prompts = data.prompts(data.validation).repeat_interleave(max(PASS_KS), dim=0)
     final = cot.sample(prompts, LENGTH, 1, Streams.of(seed).child("pass"))[1].cpu().numpy()

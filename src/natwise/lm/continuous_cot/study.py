@@ -257,7 +257,7 @@ def _curves(
 
 
 def _last_accuracies(arrays: Mapping[str, np.ndarray], *others: str) -> dict[str, float]:
-    """Return the mean accuracy at the end of every arm, and by how much continuous chains exceed `others`."""
+    """Return the mean last accuracy of every arm (seeds, evaluations), and what continuous chains gain on `others`."""
     last = {name.removeprefix("accuracy_"): curves[:, -1] for name, curves in arrays.items() if "accuracy_" in name}
     scalars = {f"{name}_accuracy": float(values.mean()) for name, values in last.items()}
     for name in others:

@@ -314,12 +314,12 @@ def exclude_from_decay(*parameters: torch.Tensor | None) -> None:
 
 
 def inverse_softplus(y: torch.Tensor) -> torch.Tensor:
-    """Return x with softplus(x) = y, entry by entry."""
+    """Return x with softplus(x) = y, entry by entry, in the shape of y."""
     return y + torch.log(-torch.expm1(-y))
 
 
 def _initial_steps(n: int) -> torch.Tensor:
-    """Draw n steps log-uniformly, from torch's global generator."""
+    """Draw steps (n,) log-uniformly, from torch's global generator."""
     low, high = (math.log(bound) for bound in DT_RANGE)
     return torch.empty(n).uniform_(low, high).exp_().clamp_min_(DT_FLOOR)
 

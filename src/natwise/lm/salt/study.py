@@ -119,7 +119,7 @@ def _experiment(setting: Setting) -> Found:
 
 
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """Return the mean over seeds, its 95 % t interval, and the extremes."""
+    """Return the mean of values (seeds,), its 95 % t interval, and the extremes."""
     found = {
         name: float(values.mean()),
         f"{name}_smallest": float(values.min()),
@@ -214,7 +214,7 @@ class _Lab:
     def train(
         self, teacher: Any, kd_steps: int, steps: int, first: torch.Tensor | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return steps and validation losses of a fresh student; `first` replaces the data of the first stage."""
+        """Return steps and losses (evaluations,) of a fresh student; `first` (n, tokens) is for the first stage."""
         model = self.network("student", self.sizes.student)
         marks = {round(steps * (i + 1) / N_EVALUATIONS) for i in range(N_EVALUATIONS)}
         losses: dict[int, float] = {}

@@ -209,7 +209,7 @@ def _check_curve(name: str, value: Any) -> None:
 
 
 def _measured(errors: Any) -> np.ndarray:
-    """Return what `measure` returned as a 1-D array; whether these are error rates is checked by the next fit."""
+    """Return what `measure` returned as an array (repeats,); the next fit checks whether these are error rates."""
     errors = np.atleast_1d(check_array("measure(size)", errors, dtype=np.float64))
     if errors.ndim != 1 or not len(errors):
         raise ValueError(f"measure(size) must return an error rate or a 1-D array of repeats, got shape {errors.shape}")

@@ -190,7 +190,7 @@ class SampleInformation(BaseEstimator):
         return np.sort(self._removal_order(keep, step, recompute)[n - keep :])
 
     def _removal_order(self, keep: int, step: float, recompute: bool) -> np.ndarray:
-        """Return all samples, first removed first, in the order of the last scores from `keep` on."""
+        """Return all samples (n,), first removed first, in the order of the last scores from `keep` on."""
         check_is_fitted(self)
         step = check_real("step", step, minimum=0.0, maximum=1.0, exclusive=True)
         left = np.argsort(self.functional_information_, kind="stable")

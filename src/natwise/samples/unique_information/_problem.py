@@ -171,6 +171,7 @@ def _kernel_rows(ntk: Any) -> int:
 
 
 def _groups(groups: Any, n: int) -> tuple[list[Any], list[np.ndarray]]:
+    """Return the names of the groups and the samples (m,) of each; without groups each sample is its own."""
     if groups is None:
         return list(range(n)), list(np.arange(n)[:, None])
     names, index = np.unique(check_labels("groups", groups, n, "sample", "biufU"), return_inverse=True)

@@ -128,7 +128,7 @@ def _mnist_summaries(setting: Setting) -> Found:
 def _summaries(
     scores: SampleInformation, X: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], streams: Streams
 ) -> Found:
-    """Accuracy of the linearised network on unseen data after removing 50, 80 and 90 % of the samples."""
+    """Accuracy of the linearised network on unseen data after removing 50, 80 and 90 % of X (n, d)."""
     n, rng = len(X), streams.numpy("random-subset")
     removed = np.array([0.5, 0.8, 0.9])
     order = np.argsort(scores.functional_information_)
@@ -190,7 +190,7 @@ def _human_noise(setting: Setting) -> Found:
 
 
 def human_noise_data(n: int, streams: Streams, data_dir: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return frozen patch features of n CIFAR-10 images, the labels of one annotator, and which are wrong."""
+    """Return frozen patch features (n, d) of CIFAR-10 images, labels of one annotator (n,), which are wrong (n,)."""
     images = load_npz(local.find("images/cifar10_train5000.npz", data_dir))["x"][:n]
     labels = load_npz(local.find("images/cifar10n_human_labels_first5000.npz", data_dir))
     given = labels["worse_label"][:n].astype(int)

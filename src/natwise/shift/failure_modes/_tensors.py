@@ -36,7 +36,7 @@ def check_logits(logits: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def with_gradients(parameters: Any) -> list[torch.Tensor]:
-    """Return those of the parameters, an iterable of tensors or one, that have gradients."""
+    """Return those of the parameters, an iterable of tensors of any shape or one, that have gradients."""
     one = isinstance(parameters, torch.Tensor) or not isinstance(parameters, Iterable)
     chosen = [parameters] if one else list(parameters)
     for parameter in chosen:

@@ -156,6 +156,7 @@ def _compare(
 
 
 def _named(name: str, scores: np.ndarray, tasks: Mapping[str, Any]) -> dict[str, float]:
+    """Return a learner's accuracies from its scores (tasks, queries)."""
     found = in_context_metrics(scores, tasks)
     return {f"{name}_{metric}": found[metric] for metric in ("accuracy", "worst_group_accuracy")}
 

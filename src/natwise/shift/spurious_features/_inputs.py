@@ -31,7 +31,7 @@ class Labels:
         return np.eye(len(self.values))[self.codes]
 
     def only(self, rows: np.ndarray) -> Labels:
-        """Return the labels of the chosen rows (mask or indices); the values stay."""
+        """Return the labels of the chosen rows, a mask (n,) or positions (kept,); the values stay."""
         return Labels(self.values, self.codes[rows])
 
     def __len__(self) -> int:

@@ -108,7 +108,7 @@ def _squash(Z: np.ndarray) -> np.ndarray:
 
 
 def _unsquash(Z: np.ndarray) -> np.ndarray:
-    """Undo `_squash`."""
+    """Undo `_squash`, entry by entry: (n, p)."""
     inner = np.clip(Z, -_LINEAR_UP_TO, _LINEAR_UP_TO)
     return inner + np.arctanh(np.clip(Z - inner, -1 + 1e-10, 1 - 1e-10))
 

@@ -246,7 +246,7 @@ class MinSyn(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _describe(
         self, X: np.ndarray, loss: GaussianLoss | BernoulliLoss, a: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Store the decoder; return the intercepts, I(Y_j;X) and I(X_i;Y_j)."""
+        """Store the decoder; return the intercepts (m,), I(Y_j;X) (m,) and I(X_i;Y_j) (m, p)."""
         if isinstance(loss, BernoulliLoss):
             logits = loss.inputs @ a.T
             Y = expit(logits)

@@ -277,14 +277,14 @@ class TCorEx(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_device("device", self.device)
 
     def _check_data(self, X: Any, *, reset: bool) -> np.ndarray:
-        """Return float64 samples with NaN where values are missing."""
+        """Return float64 samples (n, p) with NaN where values are missing."""
         X = check_rows(self, X, reset=reset, min_features=2)
         if self.missing_values is None or nan_is_missing(self.missing_values):
             return X
         return np.where(self.missing_values == X, np.nan, X)
 
     def _check_new(self, X: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return samples and the position of their period."""
+        """Return samples (n, p) and the position of their period (n,)."""
         X = self._check_data(X, reset=False)
         if times is None:
             return X, np.full(len(X), len(self.periods_) - 1)

@@ -165,7 +165,7 @@ class BootstrapLoss(NoisyLabelLoss):
         self.weight = check_real("weight", default if weight is None else weight, minimum=0.0, maximum=1.0)
 
     def per_sample(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy to the mixed label."""
+        """Return the cross-entropy (n,) to the mixed label, of logits (n, n_classes) and labels (n,)."""
         log_p = _log_probabilities(logits)
         own = (log_p.exp() * log_p).sum(dim=1) if self.kind == "soft" else log_p.max(dim=1).values
         return -self.weight * _at(log_p, y) - (1 - self.weight) * own
@@ -378,7 +378,7 @@ class ConfusionMatrixLoss(NoisyLabelLoss):
         self.confusion_logits = torch.nn.Parameter(torch.eye(n_classes))
 
     def per_sample(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return -log (p Q)_y + entropy_weight * H(p)."""
+        """Return -log (p Q)_y + entropy_weight * H(p), (n,), of logits (n, n_classes) and labels (n,)."""
         check_logits("logits", logits, n_classes=len(self.confusion_logits))
         log_p = _log_probabilities(logits)
         log_given = torch.logsumexp(log_p + log_softmax(self.confusion_logits, dim=1).T[y], dim=1)

@@ -110,7 +110,7 @@ class Discretizer:
         return self.discretize(series, ends)
 
     def discretize(self, series: Series, ends: Sequence[float] | np.ndarray | None = None) -> list[np.ndarray]:
-        """Return the matrices of series that were read before."""
+        """Return the matrices (steps, columns) of series that were read before, one per stay."""
         begins = np.zeros(series.n_stays)
         if self.start_time == "relative":
             begins = series.hours[series.starts[:-1]]
